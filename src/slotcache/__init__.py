@@ -1,0 +1,1 @@
+"""Sell places in slots: a free list that is never stale by a race, and holds that never oversell."""

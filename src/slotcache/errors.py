@@ -1,0 +1,147 @@
+"""What can go wrong, by whose move it is: one root, and fields instead of strings to parse.
+
+A value of the wrong type or range is a plain `TypeError` or `ValueError`; everything that a
+correct program can meet is below. All of them survive pickling.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from slotcache.availability import SlotId
+    from slotcache.lifecycle import HoldState
+
+__all__ = [
+    "BackendError",
+    "Busy",
+    "HoldExpired",
+    "HoldNotFound",
+    "IllegalTransition",
+    "SlotFull",
+    "SlotNotFound",
+    "SlotcacheError",
+]
+
+
+class SlotcacheError(Exception):
+    """The root of slotcache's errors.
+
+    Attributes:
+        retryable: Whether the same call, made again later, can succeed without anything
+            else being done first.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    kind: type[SlotcacheError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> SlotcacheError:
+    """Unpickle an error without calling its `__init__`, whose arguments are fields."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class SlotNotFound(SlotcacheError):
+    """There is no such slot, or the `where` of the table excludes it. Nothing was changed.
+
+    Attributes:
+        slot_id: The slot that was asked for.
+    """
+
+    def __init__(self, slot_id: SlotId) -> None:
+        self.slot_id = slot_id
+        super().__init__(f"slot {slot_id!r} does not exist, or is not open: show the list again")
+
+
+class SlotFull(SlotcacheError):
+    """Fewer places are left than were asked for. Nothing was changed.
+
+    Attributes:
+        slot_id: The slot that was asked for.
+        requested: How many places were asked for.
+        remaining: How many were left at that instant: ask for no more than these.
+    """
+
+    def __init__(self, slot_id: SlotId, *, requested: int, remaining: int) -> None:
+        self.slot_id = slot_id
+        self.requested = requested
+        self.remaining = remaining
+        advice = "take fewer, or another slot" if remaining else "take another slot"
+        super().__init__(
+            f"slot {slot_id!r} has {remaining} left, {requested} were asked for: {advice}"
+        )
+
+
+class HoldNotFound(SlotcacheError):
+    """There is no hold with this id (it was never made, or it was purged).
+
+    Attributes:
+        hold_id: The id that was asked for.
+    """
+
+    def __init__(self, hold_id: UUID) -> None:
+        self.hold_id = hold_id
+        super().__init__(f"hold {hold_id} does not exist: create a new one")
+
+
+class HoldExpired(SlotcacheError):
+    """The hold ended before it was confirmed; its places are free for others. Nothing was changed.
+
+    Attributes:
+        hold_id: The hold.
+        expires_at: When it ended, an aware UTC instant.
+    """
+
+    def __init__(self, hold_id: UUID, *, expires_at: datetime) -> None:
+        self.hold_id = hold_id
+        self.expires_at = expires_at
+        super().__init__(f"hold {hold_id} expired at {expires_at.isoformat()}: create a new one")
+
+
+class IllegalTransition(SlotcacheError):
+    """The hold is in a state from which this operation leads nowhere. Nothing was changed.
+
+    Attributes:
+        hold_id: The hold.
+        state: The state that it is in.
+        operation: What was asked for, for example `"confirm"`.
+    """
+
+    def __init__(self, hold_id: UUID, *, state: HoldState, operation: str) -> None:
+        self.hold_id = hold_id
+        self.state = state
+        self.operation = operation
+        super().__init__(
+            f"cannot {operation} hold {hold_id}, it is {state.value}: "
+            "show that, or create a new one"
+        )
+
+
+class Busy(SlotcacheError):
+    """The slot stayed locked by others for longer than `lock_wait`. Nothing was changed.
+
+    It does not say that the slot is full. Calling again is right.
+
+    Attributes:
+        waited: How long the call may have waited, in seconds.
+    """
+
+    retryable = True
+
+    def __init__(self, *, waited: float) -> None:
+        self.waited = waited
+        super().__init__(f"the table stayed locked for {waited:g} s: try again")
+
+
+class BackendError(SlotcacheError):
+    """The database failed: the operator's move. The driver's own error is the `__cause__`."""
