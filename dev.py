@@ -61,7 +61,7 @@ def lint(_args: "list[str]") -> int:
     checks = [
         ["ruff", "check", "--quiet"],
         ["ruff", "format", "--check", "--quiet"],
-        ["lint-imports", "--no-logo"],
+        ["lint-imports", "--no-logo", "--no-cache"],
         ["codespell"],
         ["deptry", "src"],
         ["validate-pyproject", "pyproject.toml"],

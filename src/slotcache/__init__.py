@@ -1,1 +1,48 @@
-"""Sell places in slots: a free list that is never stale by a race, and holds that never oversell."""
+"""Sell places in slots: a free list that is never stale by a race, and holds that never oversell.
+
+Start at `SlotAvailabilityService` and `HoldManager`; tables are in `slotcache.sql`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from slotcache.availability import Availability, Reading, SlotAvailability, Source
+from slotcache.errors import (
+    BackendError,
+    Busy,
+    HoldExpired,
+    HoldNotFound,
+    IllegalTransition,
+    SlotcacheError,
+    SlotFull,
+    SlotNotFound,
+)
+from slotcache.holds import HoldManager
+from slotcache.lifecycle import TRANSITIONS, Hold, HoldState
+from slotcache.policy import AvailabilityPolicy, HoldPolicy
+from slotcache.service import SlotAvailabilityService
+
+__all__ = [
+    "TRANSITIONS",
+    "Availability",
+    "AvailabilityPolicy",
+    "BackendError",
+    "Busy",
+    "Hold",
+    "HoldExpired",
+    "HoldManager",
+    "HoldNotFound",
+    "HoldPolicy",
+    "HoldState",
+    "IllegalTransition",
+    "Reading",
+    "SlotAvailability",
+    "SlotAvailabilityService",
+    "SlotFull",
+    "SlotNotFound",
+    "SlotcacheError",
+    "Source",
+]
+
+logging.getLogger("slotcache").addHandler(logging.NullHandler())

@@ -1,0 +1,232 @@
+"""The two faces of a cached list: thin shells over the one read flow."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from slotcache.availability import Availability, Reading, Source
+from slotcache.flight import Answer
+from slotcache.memory import MemoryCache
+from slotcache.policy import AvailabilityPolicy
+from slotcache.protocols import (
+    AsyncCacheBackend,
+    AsyncClock,
+    AsyncLockProvider,
+    AsyncSlotRepository,
+    CacheBackend,
+    Clock,
+    Entry,
+    LockProvider,
+    Miss,
+    Scope,
+    SlotRepository,
+)
+from slotcache.refill import Ports, Refill, unanswered
+from slotcache.worlds import (
+    InlineCache,
+    InlineClock,
+    InlineLocks,
+    InlineSlots,
+    SystemClock,
+    current_thread,
+    run,
+)
+
+__all__ = ["AsyncSlotAvailabilityService", "SlotAvailabilityService"]
+
+
+class _Keys:
+    """The names of a service's lists: the plain key, or the key with the scope and its type."""
+
+    def __init__(self, key: str, scope_type: type[Scope] | None) -> None:
+        self._key = key
+        self._scope_type = scope_type
+
+    def of(self, scope: Scope | None) -> str:
+        """The key of one list; a scope that no change could ever clear is refused."""
+        if scope is None:
+            return self._key
+        expected = self._scope_type
+        if expected is None:
+            raise ValueError(f"this table has no scopes: leave the scope {scope!r} out")
+        if type(scope) is not expected:
+            raise TypeError(f"a scope of this table is {expected.__name__}, not {scope!r}")
+        return f"{self._key}:{expected.__name__}:{scope}"
+
+    def wrong_after_change_in(self, scope: Scope | None) -> tuple[str, ...] | None:
+        """The keys of all lists that show this scope; None: every list there is."""
+        if scope is not None:
+            return self.of(scope), self._key
+        return (self._key,) if self._scope_type is None else None
+
+
+class SlotAvailabilityService:
+    """Answers "what is still free?" from a cache that no race leaves stale and no rush stampedes.
+
+    Make one for each table when the application starts, and use it from all threads.
+
+    Args:
+        slots: The table, for example `slotcache.sql.SqlSlots`.
+        cache: Where the lists are kept; None: a `MemoryCache` of its own, which keeps P1
+            within this process alone.
+        locks: Who may query; None: the cache's own locks.
+        policy: How long things live, and how long a reader waits.
+        clock: Where the time comes from; None: `time.monotonic`. A cache that is given has a
+            clock of its own: give both the same.
+
+    Examples:
+        >>> from slotcache import HoldManager, SlotAvailabilityService
+        >>> from slotcache.sql import SqlSlots
+        >>> slots = SqlSlots.sqlite(":memory:", id_type=str)
+        >>> slots.create_tables()
+        >>> slots.add([("dock 4, 9:00", 2)])
+        >>> service = SlotAvailabilityService(slots)
+        >>> holds = HoldManager(slots, on_change=service.clear_availability_cache)
+        >>> hold = holds.create("dock 4, 9:00")
+        >>> service.get_availability().get("dock 4, 9:00").remaining
+        1
+    """
+
+    # What a simulated world decides instead.
+    _runner: Callable[[], Callable[[], bool]] = staticmethod(current_thread)
+    _jitter: Callable[[], float] = staticmethod(random.random)
+
+    def __init__(
+        self,
+        slots: SlotRepository,
+        *,
+        cache: CacheBackend | None = None,
+        locks: LockProvider | None = None,
+        policy: AvailabilityPolicy = AvailabilityPolicy(),
+        clock: Clock | None = None,
+    ) -> None:
+        clock = SystemClock() if clock is None else clock
+        cache = MemoryCache(clock=clock) if cache is None else cache
+        locks = cache.locks() if locks is None else locks
+        self._cache = cache
+        self._clock = clock
+        self._key = policy.key
+        self._keys = _Keys(policy.key, slots.scope_type)
+        ports = Ports(
+            InlineCache(cache),
+            InlineLocks(locks),
+            InlineSlots(slots),
+            InlineClock(clock),
+            runner=self._runner,
+            jitter=self._jitter,
+        )
+        self._refill = Refill(ports, policy)
+
+    def get_availability(self, scope: Scope | None = None) -> Availability:
+        """Return the list of free places: `read(scope).availability`, and as fresh (P1 to P5)."""
+        key = self._key if scope is None else self._keys.of(scope)
+        found = self._look(key)
+        if isinstance(found, Entry):
+            return found.availability
+        return run(self._refill.answer(key, scope, found)).availability
+
+    def read(self, scope: Scope | None = None) -> Reading:
+        """Return the list with its source, age and version.
+
+        It shows every change that was complete before this call (P1), and unless its source is
+        STALE it is never older than `ttl` (P2). A miss costs one query however many ask (P3).
+
+        Args:
+            scope: The part of the table; None: all of it.
+
+        Raises:
+            TypeError: The scope is not of the type that the table's scopes have.
+            ValueError: The table has no scopes.
+            RuntimeError: Called from inside the load of the same list.
+            Exception: What the table raised, unchanged, if there is no expired copy (P5).
+        """
+        key = self._keys.of(scope)
+        found = self._look(key)
+        if isinstance(found, Entry):
+            answer = Answer.of(found, Source.CACHED)
+        else:
+            answer = run(self._refill.answer(key, scope, found))
+        return _reading(answer, self._clock.now())
+
+    def clear_availability_cache(self, scope: Scope | None = None) -> bool:
+        """Make every later read show what is committed now (P1).
+
+        `HoldManager` calls it after each change; call it after a change of your own, once that
+        is committed.
+
+        Args:
+            scope: Clears the list of this scope, and the whole table's. None: every list in
+                the cache, those of other services included (on a table without scopes: its one).
+
+        Returns:
+            True: the cache has taken it. False: it could not be reached; this is logged, and
+            the old list may be served until its `ttl` is over (P2).
+
+        Raises:
+            TypeError: The scope is not of the type that the table's scopes have.
+            ValueError: The table has no scopes.
+        """
+        return run(self._refill.clear(self._keys.wrong_after_change_in(scope)))
+
+    def _look(self, key: str) -> Entry | Miss:
+        try:
+            return self._cache.read(key)
+        except Exception:
+            return unanswered(key)
+
+
+def _reading(answer: Answer, now: float) -> Reading:
+    return Reading(answer.availability, answer.source, max(0.0, now - answer.since))
+
+
+class AsyncSlotAvailabilityService:
+    """`SlotAvailabilityService` over async ports, with the same methods as coroutines."""
+
+    # What a simulated world decides instead.
+    _runner: Callable[[], Callable[[], bool]] = staticmethod(current_thread)
+    _jitter: Callable[[], float] = staticmethod(random.random)
+
+    def __init__(
+        self,
+        slots: AsyncSlotRepository,
+        *,
+        cache: AsyncCacheBackend,
+        locks: AsyncLockProvider | None = None,
+        policy: AvailabilityPolicy = AvailabilityPolicy(),
+        clock: AsyncClock,
+    ) -> None:
+        locks = cache.locks() if locks is None else locks
+        self._cache = cache
+        self._clock = clock
+        self._keys = _Keys(policy.key, slots.scope_type)
+        ports = Ports(cache, locks, slots, clock, runner=self._runner, jitter=self._jitter)
+        self._refill = Refill(ports, policy)
+
+    async def get_availability(self, scope: Scope | None = None) -> Availability:
+        """As `SlotAvailabilityService.get_availability`."""
+        key = self._keys.of(scope)
+        found = await self._look(key)
+        if isinstance(found, Entry):
+            return found.availability
+        return (await self._refill.answer(key, scope, found)).availability
+
+    async def read(self, scope: Scope | None = None) -> Reading:
+        """As `SlotAvailabilityService.read`."""
+        key = self._keys.of(scope)
+        found = await self._look(key)
+        if isinstance(found, Entry):
+            answer = Answer.of(found, Source.CACHED)
+        else:
+            answer = await self._refill.answer(key, scope, found)
+        return _reading(answer, self._clock.now())
+
+    async def clear_availability_cache(self, scope: Scope | None = None) -> bool:
+        """As `SlotAvailabilityService.clear_availability_cache`."""
+        return await self._refill.clear(self._keys.wrong_after_change_in(scope))
+
+    async def _look(self, key: str) -> Entry | Miss:
+        try:
+            return await self._cache.read(key)
+        except Exception:
+            return unanswered(key)

@@ -1,0 +1,70 @@
+"""Engines on SQLite: the ones we make, and the ones on which nothing can be promised."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
+
+__all__ = ["READS_ONLY", "check_engine", "engine_in_memory", "engine_on"]
+
+READS_ONLY = "slotcache_reads_only"
+"""The execution option of a transaction that needs no lock."""
+
+
+def engine_on(path: str | Path) -> sa.Engine:
+    """Return an engine on a file, whose transactions are durable and lose no update.
+
+    WAL: readers do not wait for the writer. BEGIN IMMEDIATE: left alone, the driver opens no
+    transaction for a SELECT, and whoever reads and then writes loses updates without an error.
+    """
+    return _engine(sa.URL.create("sqlite+pysqlite", database=str(path)))
+
+
+def engine_in_memory() -> tuple[sa.Engine, sqlite3.Connection]:
+    """Return an engine on a new database in memory, and a connection that keeps it alive.
+
+    All connections share it, as if it were a file. A plain `:memory:` database has only one
+    connection, on which everybody sees uncommitted rows; a shared cache answers "locked" at once.
+    """
+    name = f"file:/slotcache-{secrets.token_hex(8)}"
+    keeper = sqlite3.connect(f"{name}?vfs=memdb", uri=True, check_same_thread=False)
+    query = {"vfs": "memdb", "uri": "true"}
+    return _engine(sa.URL.create("sqlite+pysqlite", database=name, query=query)), keeper
+
+
+def check_engine(engine: sa.Engine) -> None:
+    """Refuse an engine on which nothing can be promised, saying what to write instead."""
+    if not isinstance(engine, sa.Engine):
+        raise TypeError(f"engine must be a sqlalchemy.Engine, not {engine!r}")
+    if engine.dialect.name != "sqlite":
+        raise ValueError(f"only SQLite is supported so far, not {engine.dialect.name}")
+    in_memory = ":memory:" in str(engine.url.database) or engine.url.query.get("mode") == "memory"
+    if in_memory or isinstance(engine.pool, StaticPool | SingletonThreadPool):
+        raise ValueError(
+            "this engine has one connection for all threads, or a database for each of them, so "
+            'nothing can be promised on it: write SqlSlots.sqlite(":memory:"), or give an engine '
+            "on a file its default pool"
+        )
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    engine = sa.create_engine(url, pool_use_lifo=True)
+    sa.event.listen(engine, "connect", _configure)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin(connection: sa.Connection) -> None:
+    if not connection.get_execution_options().get(READS_ONLY):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,145 @@
+"""Reading lists: one connection of our own, and from its cursor straight into columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from slotcache._fork import forget_after_fork
+from slotcache.availability import Availability, Scope
+from slotcache.protocols import Loaded
+from slotcache.sql.statements import Statements
+from slotcache.sql.turns import Turns
+
+__all__ = ["ListReader"]
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class ListReader:
+    """Reads lists on one connection, beside the pool of its callers.
+
+    Callers who hold every connection of the pool while they wait for the list would otherwise
+    starve the one of them who loads it. And it never reads in anybody's open transaction, where
+    a list could be older than the look before it (P1).
+
+    Args:
+        engine: Where to connect to; its connect listeners apply, its pool is left alone.
+        statements: The statements of its table.
+        now: Reads the time.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        statements: Statements,
+        *,
+        now: Callable[[sa.Connection], datetime],
+    ) -> None:
+        self._source = engine
+        self._now = now
+        self._whole = statements.list_of(scoped=False)
+        self._scoped = statements.list_of(scoped=True)
+        self._engine: sa.Engine | None = None
+        self._turns = Turns(before_fork=self._close_idle)
+        forget_after_fork(self)
+
+    def _after_fork(self) -> None:
+        # Kept, not closed: a load that another thread was in is the parent's.
+        self._parents_engine = self._engine
+        self._engine = None
+
+    def close(self) -> None:
+        """Close the connection; a later load opens another."""
+        with self._turns:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+    def load(self, scope: Scope | None) -> Loaded:
+        """Read one list, as last committed.
+
+        Raises:
+            ValueError: The rows spell the scope differently; or a row cannot be true.
+            sqlalchemy.exc.DBAPIError: What the database raised.
+        """
+        with self._turns:
+            try:
+                return self._load(scope)
+            except DBAPIError as error:
+                # The connection had died since the last load, and nobody could know.
+                if not error.connection_invalidated:
+                    raise
+                return self._load(scope)
+
+    def _load(self, scope: Scope | None) -> Loaded:
+        if self._engine is None:
+            source = self._source
+            self._engine = sa.Engine(source.pool.recreate(), source.dialect, source.url)
+        statement = self._whole if scope is None else self._scoped
+        with self._engine.connect() as connection:
+            parameters: dict[str, object] = {"p_now": self._now(connection)}
+            if scope is not None:
+                parameters["p_scope"] = scope
+            columns = _columns(connection, statement, parameters)
+            loaded_at = self._now(connection)
+        ids, capacities, free, ends, other_spellings = columns
+        _check_spelling(scope, other_spellings.values)
+        availability = Availability._of_columns(*(each.all() for each in (ids, capacities, free)))
+        next_end = min(filter(None, ends.values), default=None)
+        if next_end is None:
+            return Loaded(availability)
+        return Loaded(availability, _seconds_until(ends.one(next_end), loaded_at))
+
+
+class _Column(NamedTuple):
+    """The driver's values of one column, and how SQLAlchemy reads them."""
+
+    values: Sequence[Any]
+    convert: Callable[[Any], Any] | None
+
+    def one(self, value: Any) -> Any:
+        """Return one of them as a Python value."""
+        return value if self.convert is None else self.convert(value)
+
+    def all(self) -> Sequence[Any]:
+        """Return all of them as Python values, which as a rule they are already."""
+        return self.values if self.convert is None else list(map(self.convert, self.values))
+
+
+def _columns(
+    connection: sa.Connection, statement: sa.Select[Any], parameters: Any
+) -> list[_Column]:
+    """Fetch columns past SQLAlchemy's rows, which cost more than the query."""
+    cursor = connection.execute(statement, parameters).cursor
+    rows = cursor.fetchall()
+    columns = list(zip(*rows, strict=True)) or [()] * len(cursor.description)
+    dialect = connection.dialect
+    return [
+        _Column(values, column.type.dialect_impl(dialect).result_processor(dialect, described[1]))
+        for values, column, described in zip(
+            columns, statement.selected_columns, cursor.description, strict=True
+        )
+    ]
+
+
+def _check_spelling(scope: Scope | None, other_spellings: Sequence[Any]) -> None:
+    """Refuse a list under a name that no change would clear: rows clear their own spelling."""
+    others = set(other_spellings) - {None}
+    if others:
+        raise ValueError(
+            f"scope {scope!r} is spelled {min(others)!r} in the table, which the database takes "
+            "for the same: write it as the rows do"
+        )
+
+
+def _seconds_until(instant: datetime, now: datetime) -> float:
+    """Return how long from `now`, rounded up to the millisecond: by then it is past."""
+    return max(0, -((now - instant) // _MILLISECOND)) / 1000

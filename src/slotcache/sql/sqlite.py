@@ -1,0 +1,182 @@
+"""What SQLite needs and other databases do not: its lock, its waits, its errors, its time."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from slotcache._fork import forget_after_fork
+from slotcache.errors import BackendError, Busy
+from slotcache.protocols import Clock, Scope
+from slotcache.sql.engines import READS_ONLY, check_engine
+from slotcache.sql.turns import Turns
+
+__all__ = ["Sqlite"]
+
+
+class Sqlite:
+    """Transactions on a SQLite database, through an engine of ours or a given one.
+
+    SQLite lets one connection write at a time and has the others poll for their turn, which
+    starves some of them. So the threads that share this object take turns, and only
+    other processes are waited for by polling. The threads thereby share one warm connection.
+
+    Args:
+        engine: The engine.
+        clock: The time for tests, as Unix seconds; None: the database's.
+    """
+
+    exact_collation = "BINARY"
+
+    def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
+        check_engine(engine)
+        self._engine = engine
+        self._clock = clock
+        self._owned = False
+        self._keeper: sqlite3.Connection | None = None
+        self._turns = Turns(before_fork=self._close_idle)
+        forget_after_fork(self)
+
+    def own(self, keeper: sqlite3.Connection | None) -> None:
+        """Take over the engine, and the connection that keeps its memory alive, to close them."""
+        self._owned = True
+        self._keeper = keeper
+
+    def close(self) -> None:
+        """Close what is its own."""
+        self._close_idle()
+        if self._keeper is not None:
+            self._keeper.close()
+
+    def _close_idle(self) -> None:
+        if self._owned:
+            self._engine.dispose()
+
+    def _after_fork(self) -> None:
+        if self._owned:
+            # Kept, not closed: what another thread had in use is the parent's.
+            self._parents_pool = self._engine.pool
+            self._engine.dispose(close=False)
+
+    @contextmanager
+    def writing(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """Lend a connection in a transaction, which is rolled back unless the borrower commits.
+
+        Raises:
+            Busy: The lock was not to be had within `lock_wait` seconds.
+            BackendError: The database failed.
+        """
+        deadline = monotonic() + lock_wait
+        if not self._turns.take(lock_wait):
+            raise Busy(waited=lock_wait)
+        try:
+            with (
+                _translated(lock_wait),
+                self._engine.connect() as connection,
+                _patience(connection, deadline - monotonic()),
+            ):
+                connection.begin()
+                _ensure_transaction(connection)
+                yield connection
+        finally:
+            self._turns.give()
+
+    @contextmanager
+    def reading(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """Lend a connection to read from, out of turn."""
+        with (
+            _translated(lock_wait),
+            self._engine.connect() as connection,
+            _patience(connection, lock_wait),
+        ):
+            yield connection.execution_options(**{READS_ONLY: True})
+
+    def commit(
+        self,
+        connection: sa.Connection,
+        scopes: tuple[Scope | None, ...],
+        changed: list[Scope | None],
+    ) -> None:
+        """Commit; `changed` then holds the scopes in which others may see something new.
+
+        They are in it before the database is asked, since its answer may be lost (P8).
+        """
+        changed.extend(scopes)
+        try:
+            connection.commit()
+        except BaseException as error:
+            # SQLAlchemy would hand the connection to its next user with this transaction open.
+            connection.invalidate()
+            if _says_no(error):
+                changed.clear()
+            raise
+
+    def now(self, connection: sa.Connection) -> datetime:  # noqa: ARG002  (a server is asked)
+        """Read the time. SQLite runs in this process: Python's clock is the database's."""
+        if self._clock is None:
+            return datetime.now(UTC)
+        return datetime.fromtimestamp(self._clock.now(), UTC)
+
+
+@contextmanager
+def _translated(lock_wait: float) -> Iterator[None]:
+    """Say in slotcache's words what the database raises."""
+    try:
+        yield
+    except DBAPIError as error:
+        if _is_busy(error):
+            raise Busy(waited=lock_wait) from error
+        raise BackendError(f"the database failed: {error.orig}") from error
+    except PoolTimeoutError as error:
+        raise BackendError(f"the engine had no connection to spare: {error}") from error
+
+
+def _is_busy(error: DBAPIError) -> bool:
+    """Whether the lock was not to be had in time."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _says_no(error: BaseException) -> bool:
+    """Whether a COMMIT that failed so certainly did not happen."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return _is_busy(error) or isinstance(error.orig, sqlite3.IntegrityError)
+
+
+@contextmanager
+def _patience(connection: sa.Connection, seconds: float) -> Iterator[None]:
+    """Let SQLite wait so long for other connections, and afterwards as long as before."""
+    cursor: Any = connection.connection.cursor()
+    before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+    cursor.execute(f"PRAGMA busy_timeout = {max(1, round(seconds * 1000))}")
+    try:
+        yield
+    finally:
+        # Tidying up must not make a change that is committed look failed.
+        with suppress(sqlite3.Error):
+            cursor.execute(f"PRAGMA busy_timeout = {before}")
+            cursor.close()
+
+
+def _ensure_transaction(connection: sa.Connection) -> None:
+    """Begin one where the driver commits each statement by itself (AUTOCOMMIT).
+
+    Elsewhere the first statement that writes begins it, or the engine's own hook has.
+    """
+    driver: Any = connection.connection.driver_connection
+    if getattr(driver, "autocommit", None) is True:  # since Python 3.12: commit() does nothing
+        raise ValueError(
+            "this engine connects with autocommit=True, under which nothing can be promised: "
+            "leave it out of connect_args"
+        )
+    if driver.isolation_level is None and not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

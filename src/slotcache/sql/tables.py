@@ -1,0 +1,189 @@
+"""The tables: which columns hold the slots, and the tables that slotcache ships."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from slotcache.availability import Scope, SlotId
+from slotcache.lifecycle import HoldState
+
+__all__ = ["ColumnNames", "Instant", "SlotColumns", "holds_of", "map_slots", "shipped_slots"]
+
+ColumnNames: TypeAlias = "Mapping[str, str | sa.ColumnElement[Any] | Any]"
+"""Our name of a column to theirs: its name, its `Column`, or the attribute of a mapped class."""
+
+HELD = sa.literal_column(f"'{HoldState.HELD.value}'", sa.String)
+"""Written into the statements, not bound: only so can SQLite use an index of held rows alone."""
+
+_REQUIRED = ("slot_id", "capacity", "remaining")
+_ID_COLUMNS: Mapping[type, TypeEngine[Any]] = {
+    # BIGINT would not be SQLite's rowid, and cost an index of its own.
+    int: sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+    str: sa.String(255),
+    UUID: sa.Uuid(),
+}
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC `datetime` at the surface; UTC to the microsecond in the table.
+
+    SQLite keeps it as text of one width, so that comparing text compares instants.
+    """
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _: sa.Dialect) -> datetime | None:
+        """Store the instant as naive UTC."""
+        return value and value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, _: sa.Dialect) -> datetime | None:
+        """Say that what was stored is UTC."""
+        return value and value.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotColumns:
+    """A table of slots, as slotcache sees it.
+
+    Attributes:
+        table: The table.
+        slot_id: Its key.
+        capacity: How many places a slot has in all.
+        remaining: How many of them are not sold.
+        scope: What partitions the list; None: nothing does.
+        where: What a slot has to satisfy to be listed and promised; None: nothing.
+    """
+
+    table: sa.Table
+    slot_id: sa.Column[Any]
+    capacity: sa.Column[Any]
+    remaining: sa.Column[Any]
+    scope: sa.Column[Any] | None
+    where: sa.ColumnExpressionArgument[bool] | None
+
+    @property
+    def id_type(self) -> type[SlotId]:
+        """The type of the slot ids."""
+        return _python_type(self.slot_id, int, str, UUID)
+
+    @property
+    def scope_type(self) -> type[Scope] | None:
+        """The type of the scopes; None: there are none."""
+        return None if self.scope is None else _python_type(self.scope, str, int, UUID, date)
+
+
+def shipped_slots(id_type: type[SlotId]) -> sa.Table:
+    """Return the table `slots`, for those who have none."""
+    if id_type not in _ID_COLUMNS:
+        raise TypeError(f"id_type must be int, str or UUID, not {id_type!r}")
+    return sa.Table(
+        "slots",
+        sa.MetaData(),
+        sa.Column("slot_id", _ID_COLUMNS[id_type], primary_key=True, autoincrement=False),
+        sa.Column("scope", sa.String(255)),
+        sa.Column("capacity", sa.Integer, nullable=False),
+        sa.Column("remaining", sa.Integer, nullable=False),
+        # The last guard of P6: it holds against every writer, slotcache or not.
+        sa.CheckConstraint("0 <= remaining AND remaining <= capacity", name="slots_places"),
+        sa.Index("slots_by_scope", "scope", "slot_id"),
+    )
+
+
+def holds_of(slots: SlotColumns) -> sa.Table:
+    """Return the table `slot_holds` for holds on these slots; a scope is known from the slot."""
+    states = ", ".join(f"'{state.value}'" for state in HoldState)
+    holds = sa.Table(
+        "slot_holds",
+        sa.MetaData(),
+        sa.Column("id", sa.Uuid, primary_key=True),
+        sa.Column("slot_id", slots.slot_id.type, sa.ForeignKey(slots.slot_id), nullable=False),
+        sa.Column("quantity", sa.Integer, nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.Column("expires_at", Instant, nullable=False),
+        sa.Column("owner", sa.String(255)),
+        sa.CheckConstraint("quantity >= 1", name="slot_holds_quantity"),
+        sa.CheckConstraint(f"state IN ({states})", name="slot_holds_state"),
+    )
+    # The live holds of one slot without a look at its past ones, or at the rows at all.
+    sa.Index(
+        "slot_holds_by_slot",
+        holds.c.slot_id,
+        holds.c.state,
+        holds.c.expires_at,
+        holds.c.quantity,
+    )
+    # The due holds of all slots.
+    held = holds.c.state == HELD
+    sa.Index(
+        "slot_holds_due",
+        holds.c.state,
+        holds.c.expires_at,
+        sqlite_where=held,
+        postgresql_where=held,
+    )
+    return holds
+
+
+def map_slots(
+    source: sa.Table | type[Any],
+    columns: ColumnNames | None,
+    where: sa.ColumnExpressionArgument[bool] | None,
+) -> SlotColumns:
+    """Return the slots of a table or mapped class; a name not in `columns` is our own."""
+    given = dict(columns or {})
+    if unknown := sorted(given.keys() - {*_REQUIRED, "scope"}):
+        raise ValueError(
+            f"columns has {unknown[0]!r}: it maps slot_id, capacity, remaining and scope"
+        )
+    table, named = _named_columns(source)
+    found = {name: _column(table, named, given.get(name, name)) for name in _REQUIRED}
+    scoped = "scope" in given or "scope" in named
+    scope = _column(table, named, given.get("scope", "scope")) if scoped else None
+    mapped = SlotColumns(table, **found, scope=scope, where=where)
+    _ = mapped.id_type, mapped.scope_type  # refused now rather than at the first call
+    return mapped
+
+
+def _named_columns(source: object) -> tuple[sa.Table, Mapping[str, sa.Column[Any]]]:
+    if isinstance(source, sa.Table):
+        return source, dict(source.columns.items())
+    mapper = sa.inspect(source, raiseerr=False) if isinstance(source, type) else None
+    table = getattr(mapper, "local_table", None)
+    if mapper is None or not isinstance(table, sa.Table):
+        raise TypeError(f"slots must be a Table or a class mapped to one, not {source!r}")
+    return table, dict(mapper.columns.items())
+
+
+def _column(table: sa.Table, named: Mapping[str, sa.Column[Any]], wanted: object) -> sa.Column[Any]:
+    found: object
+    if isinstance(wanted, str):
+        found = named.get(wanted, table.columns.get(wanted))
+    else:
+        element = getattr(wanted, "__clause_element__", lambda: wanted)()
+        found = table.corresponding_column(element) if isinstance(element, sa.Column) else None
+    if not isinstance(found, sa.Column):
+        raise ValueError(
+            f"table {table.name!r} has no column {wanted!r}: map it with columns={{...}}; "
+            f"there are {', '.join(named)}"
+        )
+    return found
+
+
+def _python_type(column: sa.Column[Any], *allowed: type) -> type[Any]:
+    try:
+        found = column.type.python_type
+    except NotImplementedError:
+        found = object
+    if found not in allowed:
+        names = ", ".join(kind.__name__ for kind in allowed)
+        raise TypeError(f"column {column.name!r} holds {found.__name__}: it must be one of {names}")
+    return found

@@ -1,0 +1,279 @@
+"""Generations and locks in memory. The flow's use of them is in `test_schedules.py`."""
+
+import os
+
+import pytest
+
+from slotcache import Availability, SlotAvailabilityService
+from slotcache.memory import MemoryCache, MemoryLocks
+from slotcache.protocols import Entry, Generation, Lock, Miss
+from slotcache.testing import ManualClock
+from tests.support.shelf import Shelf, left
+from tests.support.threads import together
+
+TEN = Availability.of([("slot", 10, 10)])
+NINE = Availability.of([("slot", 10, 9)])
+TIMES = {"ttl": 10.0, "stale_ttl": 60.0}
+
+
+@pytest.fixture
+def clock():
+    return ManualClock(start=0.0)
+
+
+@pytest.fixture
+def cache(clock):
+    return MemoryCache(clock=clock)
+
+
+def test_a_generation_covers_looks_of_its_epoch_with_no_more_clears():
+    generation = Generation(epoch=7, clears=3)
+
+    assert generation.covers(Generation(7, 3))
+    assert generation.covers(Generation(7, 0))
+    assert not generation.covers(Generation(7, 4))
+    assert not generation.covers(Generation(8, 0))
+    assert not generation.covers(None)
+
+
+def test_a_filled_value_is_the_same_object_at_every_read(cache, clock):
+    entry = cache.fill("k", cache.read("k"), TEN, **TIMES)
+
+    assert isinstance(entry, Entry)
+    assert (entry.availability, entry.since, entry.until) == (TEN, 0.0, 10.0)
+    clock.advance(9.9)
+    assert cache.read("k") is entry is cache.read("k")
+
+
+def test_life_counts_from_the_look(cache, clock):
+    miss = cache.read("k")
+    clock.advance(4)
+    cache.fill("k", miss, TEN, **TIMES)
+    clock.advance(5.9)
+    assert isinstance(cache.read("k"), Entry)
+    clock.advance(0.1)
+    assert isinstance(cache.read("k"), Miss)
+
+
+def test_valid_for_counts_from_the_fill(cache, clock):
+    miss = cache.read("k")
+    clock.advance(4)
+    entry = cache.fill("k", miss, TEN, **TIMES, valid_for=2.0)
+    assert entry is not None
+    assert entry.until == 6.0
+
+
+def test_a_fill_without_life_left_is_a_copy(cache, clock):
+    miss = cache.read("k")
+    clock.advance(10)
+
+    assert cache.fill("k", miss, TEN, **TIMES) is None
+    kept = cache.read("k")
+    assert isinstance(kept, Miss)
+    assert kept.copy is not None
+    assert kept.copy.availability is TEN
+
+
+def test_a_fill_that_a_clear_outran_is_kept_and_not_fresh(cache):
+    miss = cache.read("k")
+    cache.clear("k")
+
+    assert cache.fill("k", miss, TEN, **TIMES) is None
+    after = cache.read("k")
+    assert isinstance(after, Miss)
+    assert after.copy is not None
+    assert after.copy.generation == miss.generation != after.generation
+
+
+def test_a_clear_keeps_a_copy_that_an_earlier_clear_outran(cache):
+    miss = cache.read("k")
+    cache.clear("k")
+    cache.fill("k", miss, TEN, **TIMES)
+    cache.clear("k")
+
+    assert cache.read("k").copy.availability is TEN
+
+
+def test_a_clear_drops_the_value_that_it_makes_wrong(cache, clock):
+    cache.fill("k", cache.read("k"), TEN, **TIMES)
+    cache.clear("k")
+    assert cache.read("k").copy is None
+
+    cache.fill("k", cache.read("k"), TEN, **TIMES)
+    clock.advance(10)
+    cache.clear("k")
+    assert cache.read("k").copy is None
+
+
+def test_a_fill_never_replaces_a_value_with_more_clears(cache):
+    early = cache.read("k")
+    cache.clear("k")
+    late = cache.fill("k", cache.read("k"), NINE, **TIMES)
+
+    assert cache.fill("k", early, TEN, **TIMES) is None
+    assert cache.read("k") is late
+
+
+def test_a_fill_replaces_a_copy_that_it_covers(cache):
+    early = cache.read("k")
+    cache.clear("k")
+    late = cache.read("k")
+    cache.clear("k")
+    cache.fill("k", early, TEN, **TIMES)
+    cache.fill("k", late, NINE, **TIMES)
+
+    assert cache.read("k").copy.availability is NINE
+
+
+def test_a_fill_under_a_lost_record_is_dropped(clock):
+    cache = MemoryCache(maxsize=1, clock=clock)
+    miss = cache.read("k")
+    cache.read("another key")
+
+    assert cache.fill("k", miss, TEN, **TIMES) is None
+    again = cache.read("k")
+    assert again.copy is None
+    assert again.generation.epoch != miss.generation.epoch
+    assert cache.fill("k", miss, TEN, **TIMES) is None
+    assert cache.read("k").copy is None
+
+
+def test_a_fill_of_an_unanswered_look_is_dropped(cache):
+    cache.read("k")
+    assert cache.fill("k", Miss(), TEN, **TIMES) is None
+    assert cache.read("k").copy is None
+
+
+def test_clearing_a_key_without_a_record_does_nothing(cache):
+    cache.clear("k")
+    assert len(cache._records) == 0
+    assert cache.read("k").generation.clears == 0
+
+
+def test_clearing_everything_adds_one_to_each_record_and_forgets_none(cache):
+    misses = {key: cache.read(key) for key in ("a", "b")}
+    cache.fill("a", misses["a"], TEN, **TIMES)
+    cache.clear_all()
+
+    for key, miss in misses.items():
+        after = cache.read(key)
+        assert after.generation == Generation(miss.generation.epoch, 1)
+        assert after.copy is None
+
+
+def test_a_look_is_a_miss_although_the_entry_is_fresh(cache):
+    entry = cache.fill("k", cache.read("k"), TEN, **TIMES)
+    look = cache.look("k")
+
+    assert look.generation == entry.generation
+    assert cache.read("k") is entry
+    assert cache.fill("k", look, NINE, **TIMES).availability is NINE
+
+
+def test_it_never_keeps_more_than_maxsize_lists(clock):
+    cache = MemoryCache(maxsize=3, clock=clock)
+    for number in range(10):
+        cache.fill(str(number), cache.read(str(number)), TEN, **TIMES)
+
+    assert len(cache._records) == len(cache._fresh) == 3
+    assert isinstance(cache.read("9"), Entry)
+
+
+@pytest.mark.parametrize("maxsize", [0, -1, 1.5, True, None, "9"])
+def test_a_maxsize_that_makes_no_sense_is_refused(maxsize):
+    with pytest.raises(ValueError, match="maxsize must be a number of lists, 1 or more"):
+        MemoryCache(maxsize=maxsize)
+
+
+def test_threads_that_mint_fill_and_clear_leave_it_whole():
+    cache = MemoryCache(maxsize=4)
+
+    def work():
+        for number in range(300):
+            key = str(number % 7)
+            found = cache.read(key)
+            if isinstance(found, Miss):
+                cache.fill(key, found, TEN, **TIMES)
+            if number % 5 == 0:
+                cache.clear(key)
+        return True
+
+    assert all(together(8, work))
+    assert len(cache._records) <= 4
+    assert set(cache._fresh) <= set(cache._records)
+
+
+# Locks.
+
+
+@pytest.fixture
+def locks(clock):
+    return MemoryLocks(clock=clock)
+
+
+def test_a_lock_is_held_by_one_until_it_is_released(locks):
+    lock = locks.acquire("l", ttl=10)
+    assert isinstance(lock, Lock)
+    assert locks.acquire("l", ttl=10) is None
+    assert locks.acquire("another", ttl=10) is not None
+
+    assert locks.release(lock) is True
+    assert locks.acquire("l", ttl=10) is not None
+
+
+def test_a_lock_whose_holder_vanished_is_free_after_its_ttl(locks, clock):
+    locks.acquire("l", ttl=10)
+    clock.advance(9.9)
+    assert locks.acquire("l", ttl=10) is None
+    clock.advance(0.1)
+    assert locks.acquire("l", ttl=10) is not None
+
+
+def test_a_lock_that_was_lost_is_not_released_under_its_new_holder(locks, clock):
+    lost = locks.acquire("l", ttl=10)
+    clock.advance(10)
+    theirs = locks.acquire("l", ttl=10)
+
+    assert locks.release(lost) is False
+    assert locks.acquire("l", ttl=10) is None
+    assert locks.release(theirs) is True
+
+
+def test_releasing_twice_says_so(locks):
+    lock = locks.acquire("l", ttl=10)
+    locks.release(lock)
+    assert locks.release(lock) is False
+
+
+def test_any_thread_may_release(locks):
+    lock = locks.acquire("l", ttl=10)
+    assert together(1, lambda: locks.release(lock)) == [True]
+
+
+def test_locks_left_behind_do_not_pile_up(locks, clock):
+    for number in range(100):
+        locks.acquire(str(number), ttl=1)
+    clock.advance(1)
+    locks.acquire("l", ttl=1)
+    assert len(locks._held) == 1
+
+
+# Fork.
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_starts_empty_and_unlocked():
+    shelf = Shelf()
+    service = SlotAvailabilityService(shelf)
+    service.get_availability()
+    service._cache.locks().acquire("slots.availability.lock", ttl=1_000)
+    flights = service._refill._flights
+    with service._cache._mutex, service._cache.locks()._mutex, flights._mutex:
+        child = os.fork()
+        if child == 0:
+            shelf.remaining = 4
+            os._exit(left(service.get_availability()))
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 4
+    assert left(service.get_availability()) == 10

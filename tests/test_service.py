@@ -1,0 +1,344 @@
+"""What the service is: five sentences, and what follows from them."""
+
+import threading
+import uuid
+from datetime import date
+
+import pytest
+
+from slotcache import AvailabilityPolicy, HoldManager, SlotAvailabilityService, Source
+from slotcache.memory import MemoryCache
+from slotcache.sql import SqlSlots
+from slotcache.testing import ManualClock
+from tests.support.shelf import ScopedShelf, Shelf, left
+from tests.support.threads import Gate, spawn, together
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def shelf():
+    return Shelf()
+
+
+@pytest.fixture
+def service(shelf, clock):
+    return SlotAvailabilityService(shelf, clock=clock)
+
+
+# The five.
+
+
+def test_the_first_call_queries_and_caches(service, shelf):
+    availability = service.get_availability()
+
+    assert left(availability) == 10
+    assert shelf.loads == 1
+    assert service.get_availability() is availability
+
+
+def test_calls_within_the_ttl_do_not_query(service, shelf, clock):
+    service.get_availability()
+    clock.advance(9.999)
+    service.get_availability()
+    assert shelf.loads == 1
+
+    clock.advance(0.001)
+    service.get_availability()
+    assert shelf.loads == 2
+
+
+def test_concurrent_callers_cause_one_query(shelf):
+    service = SlotAvailabilityService(shelf)
+    gate = shelf.during_load = Gate()
+
+    first = spawn(service.get_availability)
+    gate.wait_for_somebody()
+    others = [spawn(service.get_availability) for _ in range(30)]
+    gate.open()
+
+    lists = [reader.result(20) for reader in (first, *others)]
+    assert shelf.loads == 1
+    assert all(each is lists[0] for each in lists)
+
+
+def test_clearing_makes_the_next_call_query(service, shelf):
+    service.get_availability()
+    shelf.remaining = 9
+
+    assert service.clear_availability_cache() is True
+    assert left(service.get_availability()) == 9
+    assert shelf.loads == 2
+
+
+def test_the_list_follows_every_hold_change(clock):
+    with SqlSlots.sqlite(":memory:", clock=clock) as slots:
+        slots.create_tables()
+        slots.add([(1, 10)])
+        service = SlotAvailabilityService(slots, clock=clock)
+        holds = HoldManager(slots, on_change=service.clear_availability_cache)
+
+        def free():
+            return service.get_availability().get(1).remaining
+
+        assert free() == 10
+        kept, given_up, forgotten = (holds.create(1, quantity) for quantity in (1, 2, 3))
+        assert free() == 4
+        holds.cancel(given_up.id)
+        assert free() == 6
+        holds.confirm(kept.id)
+        assert free() == 6
+        clock.advance(600)
+        assert free() == 9
+        assert holds.expire_due() == 1
+        assert free() == 9
+        holds.cancel(kept.id)
+        assert free() == 10
+        assert holds.get(forgotten.id).state.value == "expired"
+
+
+# The race that the library exists for.
+
+
+def test_a_clear_during_a_fill_is_not_lost(service, shelf):
+    def sell_one_meanwhile():
+        shelf.during_load = lambda: None
+        shelf.remaining = 9
+        service.clear_availability_cache()
+
+    shelf.during_load = sell_one_meanwhile
+
+    assert left(service.get_availability()) == 10  # its read began before the change
+    assert left(service.get_availability()) == 9
+    assert shelf.loads == 2
+
+
+def test_a_reader_does_not_join_a_query_from_before_a_change(shelf):
+    service = SlotAvailabilityService(shelf)
+    gate = shelf.during_load = Gate()
+    early = spawn(service.get_availability)
+    gate.wait_for_somebody()
+
+    shelf.remaining = 9
+    service.clear_availability_cache()
+    late = spawn(service.get_availability)
+    gate.open()
+
+    assert left(early.result(20)) == 10
+    assert left(late.result(20)) == 9
+    assert shelf.loads == 2
+
+
+def test_a_storm_of_changes_starves_no_reader(shelf):
+    service = SlotAvailabilityService(shelf, policy=AvailabilityPolicy(lock_timeout=20))
+    stop = threading.Event()
+
+    def change_for_ever():
+        while not stop.is_set():
+            service.clear_availability_cache()
+
+    storm = spawn(change_for_ever)
+    try:
+        readings = together(16, service.read)
+    finally:
+        stop.set()
+    storm.result(20)
+    assert {reading.source for reading in readings} <= {Source.CACHED, Source.LOADED}
+
+
+# What a read tells.
+
+
+def test_a_reading_tells_source_age_and_version(service, clock):
+    loaded = service.read()
+    clock.advance(4)
+    cached = service.read()
+
+    assert (loaded.source, loaded.age) == (Source.LOADED, 0)
+    assert (cached.source, cached.age) == (Source.CACHED, 4)
+    assert cached.version == loaded.version == cached.availability.etag
+
+
+def test_age_counts_from_before_the_query(service, shelf, clock):
+    shelf.during_load = lambda: clock.advance(3)
+
+    assert service.read().age == 3
+    assert service.read().age == 3
+    clock.advance(7)
+    service.read()
+    assert shelf.loads == 2
+
+
+def test_the_version_stays_when_a_reload_finds_the_same(service, clock):
+    before = service.read()
+    clock.advance(10)
+    after = service.read()
+
+    assert after.source is Source.LOADED
+    assert after.version == before.version
+
+
+def test_a_list_that_changes_by_itself_lives_no_longer_than_that(service, shelf, clock):
+    shelf.valid_for = 4.0
+    service.read()
+    clock.advance(3.999)
+    service.read()
+    assert shelf.loads == 1
+
+    clock.advance(0.001)
+    service.read()
+    assert shelf.loads == 2
+
+
+@pytest.mark.parametrize("soon", [0.0, 0.001, 0.5])
+def test_a_list_that_changes_very_soon_still_lives_for_min_ttl(service, shelf, clock, soon):
+    shelf.valid_for = soon
+    service.read()
+    clock.advance(0.999)
+    service.read()
+    assert shelf.loads == 1
+
+    clock.advance(0.001)
+    service.read()
+    assert shelf.loads == 2
+
+
+def test_no_life_is_longer_than_the_ttl(service, shelf, clock):
+    shelf.valid_for = 3_600.0
+    service.read()
+    clock.advance(10)
+    service.read()
+    assert shelf.loads == 2
+
+
+def test_a_hit_takes_no_lock(service, shelf):
+    service.read()
+
+    class Untouchable:
+        def __enter__(self):
+            raise AssertionError("a hit took a lock")
+
+        def __exit__(self, *_):
+            raise AssertionError
+
+    service._cache._mutex = service._cache._locks._mutex = Untouchable()
+    assert service.read().source is Source.CACHED
+    assert left(service.get_availability()) == 10
+
+
+# Scopes.
+
+
+@pytest.fixture
+def airports():
+    return ScopedShelf()
+
+
+def test_each_scope_is_a_list_of_its_own(airports, clock):
+    service = SlotAvailabilityService(airports, clock=clock)
+    for scope in ("JFK", "EWR", None, "JFK", "EWR", None):
+        service.read(scope)
+
+    assert airports.scopes == ["JFK", "EWR", None]
+
+
+def test_clearing_a_scope_clears_it_and_the_whole_list_and_no_other(airports, clock):
+    service = SlotAvailabilityService(airports, clock=clock)
+    for scope in ("JFK", "EWR", None):
+        service.read(scope)
+    airports.scopes.clear()
+
+    service.clear_availability_cache("JFK")
+    for scope in ("JFK", "EWR", None):
+        service.read(scope)
+    assert airports.scopes == ["JFK", None]
+
+
+def test_clearing_without_a_scope_clears_every_list_of_the_cache(airports, clock):
+    cache = MemoryCache(clock=clock)
+    service = SlotAvailabilityService(airports, cache=cache, clock=clock)
+    other_shelf = Shelf()
+    policy = AvailabilityPolicy(key="other")
+    other = SlotAvailabilityService(other_shelf, cache=cache, policy=policy, clock=clock)
+    for scope in ("JFK", "EWR", None):
+        service.read(scope)
+    other.read()
+    airports.scopes.clear()
+
+    service.clear_availability_cache()
+    for scope in ("JFK", "EWR", None):
+        service.read(scope)
+    other.read()
+    assert airports.scopes == ["JFK", "EWR", None]
+    assert other_shelf.loads == 2
+
+
+def test_a_table_without_scopes_clears_its_own_list_alone(airports, clock):
+    cache = MemoryCache(clock=clock)
+    service = SlotAvailabilityService(airports, cache=cache, clock=clock)
+    policy = AvailabilityPolicy(key="other")
+    other = SlotAvailabilityService(Shelf(), cache=cache, policy=policy, clock=clock)
+    service.read("JFK")
+
+    other.clear_availability_cache()
+    assert service.read("JFK").source is Source.CACHED
+
+
+@pytest.mark.parametrize("call", ["read", "get_availability", "clear_availability_cache"])
+def test_a_scope_that_no_change_would_clear_is_refused(airports, call):
+    by_text = SlotAvailabilityService(airports)
+    for scope in (5, b"JFK", uuid.uuid4(), date(2013, 11, 27), True):
+        with pytest.raises(TypeError, match=r"a scope of this table is str, not"):
+            getattr(by_text, call)(scope)
+
+    without = SlotAvailabilityService(Shelf())
+    with pytest.raises(ValueError, match="this table has no scopes: leave the scope 'JFK' out"):
+        getattr(without, call)("JFK")
+
+
+def test_a_scope_of_an_int_table_must_be_an_int():
+    shelf = ScopedShelf()
+    shelf.scope_type = int
+    service = SlotAvailabilityService(shelf)
+
+    service.read(5)
+    for scope in ("5", True, 5.0):
+        with pytest.raises(TypeError, match="a scope of this table is int"):
+            service.clear_availability_cache(scope)
+
+
+def test_the_keys_and_locks_carry_the_scope_and_its_type(airports, clock):
+    cache = MemoryCache(clock=clock)
+    asked = []
+
+    class Listening:
+        def acquire(self, name, *, ttl):
+            asked.append((name, ttl))
+            return cache.locks().acquire(name, ttl=ttl)
+
+        def release(self, lock):
+            return cache.locks().release(lock)
+
+    service = SlotAvailabilityService(airports, cache=cache, locks=Listening(), clock=clock)
+    service.read()
+    service.read("JFK")
+
+    assert asked == [
+        ("slots.availability.lock", 10.0),
+        ("slots.availability.lock:str:JFK", 10.0),
+    ]
+    assert list(cache._records) == ["slots.availability", "slots.availability:str:JFK"]
+
+
+def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
+    cache = MemoryCache(clock=clock)
+    one, two = (SlotAvailabilityService(shelf, cache=cache, clock=clock) for _ in range(2))
+    one.read()
+
+    assert two.read().source is Source.CACHED
+    shelf.remaining = 3
+    two.clear_availability_cache()
+    assert left(one.get_availability()) == 3
