@@ -15,7 +15,7 @@ from slotcache.flight import Answer, Flight, Flights
 from slotcache.memory import MemoryCache
 from slotcache.protocols import Entry, Lock, Miss
 from slotcache.testing import FAULTS, Exploration, Scenario, Violation, explore, sample
-from slotcache.testing.simulation import World
+from slotcache.testing.world import World
 
 
 class NoLocks:
@@ -92,7 +92,7 @@ def test_no_schedule_of_two_readers_and_a_writer_breaks_a_promise(services, faul
 
 @pytest.mark.parametrize("services", [1, 2], ids=["one process", "two processes"])
 def test_without_a_working_lock_no_schedule_shows_an_old_list(services, report):
-    explored = explore(Scenario(services=services, locks=NoLocks))
+    explored = explore(Scenario(services=services, locks=NoLocks, exclusive=False))
 
     report(f"2 readers, 1 writer, {services} services, no lock", explored)
     assert explored.counterexample is None, explored.counterexample
@@ -124,6 +124,13 @@ def test_the_explorer_finds_the_broken_twin(twin, report):
     report(f"found in the broken twin, {twin}", explored)
     assert explored.counterexample is not None
     assert explored.counterexample.endswith("(P1)")
+
+
+def test_the_explorer_finds_queries_that_run_side_by_side():
+    explored = explore(Scenario(services=2, locks=NoLocks))
+
+    assert explored.counterexample is not None
+    assert explored.counterexample.endswith("both under the lock (P3)")
 
 
 def test_the_blocking_face_of_a_broken_twin_is_found_too():

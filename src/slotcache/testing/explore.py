@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from slotcache.testing.simulation import Choice, Scenario, Violation, World
+from slotcache.testing.world import Choice, Scenario, Violation, World
 
 __all__ = ["Exploration", "explore", "sample"]
 

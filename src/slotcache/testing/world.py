@@ -13,20 +13,29 @@ deterministic program over its observations, so two worlds in one state have the
 
 from __future__ import annotations
 
-import contextvars
 import functools
-import inspect
 import itertools
-import threading
-from collections.abc import Callable, Coroutine, Generator, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from slotcache.availability import Availability, Reading, Source
+from slotcache.availability import Reading, Source
 from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.policy import AvailabilityPolicy
-from slotcache.protocols import Entry, Loaded, Lock, LockProvider, Miss, Scope
+from slotcache.protocols import Entry, Loaded, Lock, LockProvider, Miss
 from slotcache.service import AsyncSlotAvailabilityService, SlotAvailabilityService
+from slotcache.testing.actors import Actor, Request, TaskActor, ThreadActor
+from slotcache.testing.ports import (
+    CAPACITY,
+    Alive,
+    Blocking,
+    Noticed,
+    SimulatedCache,
+    SimulatedClock,
+    SimulatedLocks,
+    SimulatedTable,
+)
 
 __all__ = ["FAULTS", "Choice", "Scenario", "Violation", "World"]
 
@@ -39,14 +48,13 @@ Choice = tuple[str, str]
 """Who goes next (an actor, or `"world"`), and what happens to it (`"go"`, or a fault)."""
 
 ReturnT = TypeVar("ReturnT")
-_CAPACITY = 1_000
 
 
 class Violation(AssertionError):
     """A promise that a schedule broke; its text is the schedule as a timeline."""
 
 
-class _Failure(Exception):
+class Failure(Exception):
     """What a port raises when the scheduler lets it fail."""
 
 
@@ -62,6 +70,7 @@ class Scenario:
         blocking: Run the blocking face, in threads.
         cache: Makes the cache; a broken twin goes here.
         locks: Makes the locks.
+        exclusive: Whether the locks can be trusted: then the judge counts loads (P3).
         clear_first: A broken writer: it clears, then commits.
         prepare: Called with each service made; a broken twin can be put into it here.
     """
@@ -73,133 +82,9 @@ class Scenario:
     blocking: bool = False
     cache: Callable[..., MemoryCache] = MemoryCache
     locks: Callable[..., LockProvider] = MemoryLocks
+    exclusive: bool = True
     clear_first: bool = False
     prepare: Callable[[Any], None] = lambda _service: None
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Why an actor waits: for its turn, for a time, or for an event until a time.
-
-    Sleeping is a turn too: whoever wakes was asleep for as long as it wanted. A wait for an
-    event may also give up early, but only so often (`_Actor.patience`): a follower that finds
-    its leader alive has changed nothing but the time.
-    """
-
-    what: str
-    until: float = 0.0
-    event: _Event | None = None
-
-    def __await__(self) -> Generator[_Request, str, str]:
-        return (yield self)
-
-
-class _Actor:
-    """Somebody who runs the shipped code, from stop to stop."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.kind = name.split()[0]
-        self.reads: object = None
-        self.pending = _Request("start")
-        self.observed = 0
-        self.events = 0
-        self.patience = 1
-        self.finished = False
-        self.crashed = False
-
-    def follows(self, other: _Actor) -> bool:
-        """Whether `other` does just the same, so that it may as well be the one to start first."""
-        return self.kind == other.kind and self.name > other.name
-
-    def observe(self, what: Hashable) -> None:
-        self.observed = hash((self.observed, what))
-
-    def state(self) -> Hashable:
-        event = self.pending.event.identity if self.pending.event else None
-        place = (self.pending.what, self.pending.until, event)
-        return place, self.observed, self.patience, self.finished, self.crashed
-
-    def resume(self, command: str) -> None:
-        """Run it to its next stop; what it raises passes through."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Unwind it, wherever it stopped."""
-        raise NotImplementedError
-
-
-class _TaskActor(_Actor):
-    """An actor that is a coroutine."""
-
-    def __init__(self, name: str, coroutine: Coroutine[_Request, str, None]) -> None:
-        super().__init__(name)
-        self._coroutine = coroutine
-        self._context = contextvars.copy_context()
-        self._send: Callable[[Any], _Request] = coroutine.send
-
-    def resume(self, command: str) -> None:
-        first = self.pending.what == "start"
-        try:
-            self.pending = self._context.run(self._send, None if first else command)
-        except StopIteration:
-            self.finished = True
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-
-class _ThreadActor(_Actor):
-    """An actor that is a thread, which runs only while it holds the baton."""
-
-    def __init__(self, name: str, body: Callable[[], None]) -> None:
-        super().__init__(name)
-        self._command = ""
-        self._mine = threading.Semaphore(0)
-        self._theirs = threading.Semaphore(0)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(body,), daemon=True)
-        self._thread.start()
-
-    def _run(self, body: Callable[[], None]) -> None:
-        self._mine.acquire()
-        try:
-            if self._command != "close":
-                body()
-        except BaseException as error:
-            self._error = error
-        self.finished = True
-        self._theirs.release()
-
-    def drive(self, call: Coroutine[_Request, str, ReturnT]) -> ReturnT:
-        """Run a simulated port's call, passing the baton at each of its stops."""
-        command: Any = None  # the first `send` of a coroutine
-        while True:
-            try:
-                self.pending = call.send(command)
-            except StopIteration as end:
-                value: ReturnT = end.value
-                return value
-            self._theirs.release()
-            self._mine.acquire()
-            command = self._command
-            if command == "close":
-                call.close()
-                raise GeneratorExit
-
-    def resume(self, command: str) -> None:
-        self._command = command
-        self._mine.release()
-        self._theirs.acquire()
-        if isinstance(self._error, Exception):
-            raise self._error
-
-    def close(self) -> None:
-        if not self.finished:
-            self._error = None
-            self._command = "close"
-            self._mine.release()
-        self._thread.join(10.0)
 
 
 class World:
@@ -225,12 +110,16 @@ class World:
         self.policy = AvailabilityPolicy(lock_timeout=0.001)
         self.faults = scenario.faults
         self.committed_at: list[float] = []
-        self.current: _Actor | None = None
+        self.judges_loads = scenario.exclusive and not scenario.faults
+        self._loading: list[str] = []
+        self._overlapping: set[str] = set()
+        self._loaded: set[str] = set()
+        self.current: Actor | None = None
         self.closed = False
         epochs = itertools.count(1)
         self.memory = scenario.cache(clock=self, epoch=lambda: next(epochs))
-        self.locks = _Locks(self, scenario.locks(clock=self))
-        self.actors: list[_Actor] = []
+        self.locks = SimulatedLocks(self, scenario.locks(clock=self))
+        self.actors: list[Actor] = []
         self.services: list[Any] = []
         self._populate()
 
@@ -294,9 +183,11 @@ class World:
             for index, service in enumerate(self.services)
             for key, flights in service._refill._flights._flying.items()
         ]
-        shared = (self.time, self.version, self.acknowledged, self.loads, self.faults, kept)
+        changes = (self.version, self.acknowledged, tuple(self.committed_at))
+        loads = (self.loads, tuple(self._loading), frozenset(self._overlapping))
         actors = tuple(actor.state() for actor in self.actors)
-        return hash((shared, self.locks.state(), tuple(flying), actors))
+        shared = (self.time, self.faults, kept, self.locks.state(), tuple(flying))
+        return hash((shared, changes, loads, actors))
 
     def timeline(self) -> str:
         """Return what happened, a line each."""
@@ -307,18 +198,23 @@ class World:
     def finish(self) -> None:
         """Judge the end of a run: nothing is left flying or locked, and a last read is right."""
         crashed = any(actor.crashed for actor in self.actors)
-        reader = _TaskActor("afterwards", self._read(self._service(blocking=False)))
+        reader = TaskActor("afterwards", self._read(self._service(blocking=False)))
         self.actors.append(reader)
         while not reader.finished:
             self.step(("afterwards", "go"))
-        left = [service for service in self.services if service._refill._flights._flying]
-        if left and not crashed:
+        if not crashed and any(one._refill._flights._flying for one in self.services):
             raise Violation("a flight is left in the air")
-        undisturbed = not self.scenario.faults and self.scenario.locks is MemoryLocks
-        if undisturbed and self.locks.state():
+        if self.judges_loads:
+            self._judge_loads()
+
+    def _judge_loads(self) -> None:
+        """Judge P3, where nothing disturbs the locks."""
+        if self.locks.state():
             raise Violation("a lock is left held")
-        most = 2 + self.scenario.writers
-        if undisturbed and self.scenario.services == 1 and self.loads > most:
+        if len(self._overlapping & self._loaded) > 1:
+            raise Violation("two queries ran at a time, both under the lock (P3)")
+        most = 2 + self.scenario.writers  # one for the first list, each change, and afterwards
+        if self.scenario.services == 1 and self.loads > most:
             raise Violation(f"{self.loads} queries where {most} are enough (P3)")
 
     def close(self) -> None:
@@ -327,13 +223,13 @@ class World:
         for actor in self.actors:
             actor.close()
 
-    async def stop(self, what: str, until: float = 0.0, event: _Event | None = None) -> None:
+    async def stop(self, what: str, until: float = 0.0, event: Any = None) -> None:
         """Wait for the scheduler; fail if it says so."""
         if self.closed:
             raise GeneratorExit
-        command = await _Request(what, until, event)
+        command = await Request(what, until, event)
         if command == "fail":
-            raise _Failure(what)
+            raise Failure(what)
 
     async def call(self, what: str, effect: Callable[[], ReturnT]) -> ReturnT:
         """Make a port call that takes effect at one instant between its two stops."""
@@ -343,6 +239,24 @@ class World:
         self.note(what, answer)
         await self.stop(f"{what} answer")
         return answer
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Note, where that is judged, whose queries run side by side."""
+        assert self.current is not None
+        if not self.judges_loads:
+            yield
+            return
+        name = self.current.name
+        if self._loading:
+            self._overlapping |= {name, *self._loading}
+        self._loading.append(name)
+        self.touched = True
+        try:
+            yield
+        finally:
+            self._loading.remove(name)
+            self.touched = True
 
     def note(self, what: str, answer: object) -> None:
         """Record what the current actor will get to know."""
@@ -360,10 +274,10 @@ class World:
             if not (actor.finished or actor.crashed)
         )
 
-    def runner(self) -> _Alive:
+    def runner(self) -> Alive:
         """As `Ports.runner`: the current actor, alive until it crashes."""
         assert self.current is not None
-        return _Alive(self.current, self)
+        return Alive(self.current, self)
 
     def _populate(self) -> None:
         scenario = self.scenario
@@ -379,26 +293,32 @@ class World:
                 service = services[n % len(services)]
                 self.actors.append(self._actor(f"{kind} {n + 1}", body, service))
 
-    def _actor(self, name: str, body: Callable[[Any], Any], service: Any) -> _Actor:
+    def _actor(self, name: str, body: Callable[[Any], Any], service: Any) -> Actor:
         if self.scenario.blocking:
-            actor: _Actor = _ThreadActor(name, functools.partial(body, service))
+            actor: Actor = ThreadActor(name, functools.partial(body, service))
         else:
-            actor = _TaskActor(name, body(service))
+            actor = TaskActor(name, body(service))
         actor.reads = service if actor.kind == "reader" else None
         return actor
 
     def _service(self, *, blocking: bool) -> Any:
-        kind: Any = SlotAvailabilityService if blocking else AsyncSlotAvailabilityService
-        service = kind.__new__(kind)
+        face: Any = SlotAvailabilityService if blocking else AsyncSlotAvailabilityService
+        service = face.__new__(face)
+        # Before `__init__` builds the flow with them: who runs, and chance, are this world's.
         service._runner, service._jitter = self.runner, lambda: 1.0
-        ports: list[Any] = [_Table(self), _Cache(self), self.locks, _Clock(self)]
+        ports: list[Any] = [
+            SimulatedTable(self),
+            SimulatedCache(self),
+            self.locks,
+            SimulatedClock(self),
+        ]
         if blocking:
-            ports = [_Blocking(self, port) for port in ports]
+            ports = [Blocking(self, port) for port in ports]
         table, cache, locks, clock = ports
         service.__init__(table, cache=cache, locks=locks, clock=clock, policy=self.policy)
         self.scenario.prepare(service)
         flights = service._refill._flights
-        flights._mutex = _Noticed(self, service, flights._mutex)
+        flights._mutex = Noticed(self, service, flights._mutex)
         self.services.append(service)
         return service
 
@@ -421,7 +341,7 @@ class World:
 
     def _change_blocking(self, service: Any) -> None:
         actor = self.current
-        assert isinstance(actor, _ThreadActor)
+        assert isinstance(actor, ThreadActor)
         version = actor.drive(self._commit())
         service.clear_availability_cache()
         self._acknowledge(version)
@@ -452,22 +372,25 @@ class World:
         slot = reading.availability[0]
         shown = slot.capacity - slot.remaining
         self.note("read", (reading.source.name, shown))
+        assert self.current is not None
+        if reading.source is Source.LOADED:
+            self._loaded.add(self.current.name)
         if shown < acknowledged:
             raise Violation(f"a read shows change {shown}, {acknowledged} were complete (P1)")
         if shown < old and reading.source is not Source.STALE:
             raise Violation(f"a read is older than its ttl: shows {shown}, not {old} (P2)")
 
-    def _is_ready(self, request: _Request) -> bool:
+    def _is_ready(self, request: Request) -> bool:
         event = request.event
         return event is None or event.is_set or request.until <= self.time
 
-    def _let_time_pass(self, actor: _Actor) -> None:
+    def _let_time_pass(self, actor: Actor) -> None:
         request = actor.pending
         if not self._is_ready(request):
             actor.patience = max(0, actor.patience - 1)
         if request.event is None or not request.event.is_set:
             self.time = max(self.time, request.until)
-        self.touched = request.what in ("sleep", "wait")
+        self.touched |= request.what in ("sleep", "wait")
 
     def _may_strike(self, fault: str) -> bool:
         if fault == "evict":
@@ -485,187 +408,12 @@ class World:
             self.locks.lose()
 
 
-class _Noticed:
-    """A mutex that tells the world when somebody touches what it guards."""
-
-    def __init__(self, world: World, service: object, mutex: Any) -> None:
-        self._world = world
-        self._service = service
-        self._mutex = mutex
-
-    def __enter__(self) -> None:
-        if self._world.is_shared(self._service):
-            self._world.touched = True
-        self._mutex.acquire()
-
-    def __exit__(self, *_exception: object) -> None:
-        self._mutex.release()
-
-
-class _Alive:
-    """Whether an actor still runs; it stands for that actor in the state."""
-
-    def __init__(self, actor: _Actor, world: World) -> None:
-        self._actor = actor
-        self._world = world
-
-    def __call__(self) -> bool:
-        alive = not self._actor.crashed
-        self._world.note("alive", alive)
-        return alive
-
-    def __hash__(self) -> int:
-        return hash(self._actor.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Alive) and self._actor is other._actor
-
-
-class _Event:
-    def __init__(self, world: World) -> None:
-        assert world.current is not None
-        world.current.events += 1
-        self.identity = (world.current.name, world.current.events)
-        self.is_set = False
-        self._world = world
-
-    def set(self) -> None:
-        self.is_set = True
-
-    async def wait(self, timeout: float) -> bool:
-        until = self._world.time + timeout
-        await self._world.stop("wait", until, self)
-        self._world.note("wait", self.is_set)
-        return self.is_set
-
-
-class _Clock:
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def now(self) -> float:
-        world = self._world
-        if world.current is not None:
-            world.current.observe(world.time)
-        return world.time
-
-    async def sleep(self, seconds: float) -> None:
-        await self._world.stop("sleep", self._world.time + seconds)
-
-    def event(self) -> _Event:
-        return _Event(self._world)
-
-
-class _Cache:
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._real = world.memory
-
-    async def read(self, key: str) -> Entry | Miss:
-        return await self._world.call("look", lambda: self._real.read(key))
-
-    async def look(self, key: str) -> Miss:
-        return await self._world.call("look", lambda: self._real.look(key))
-
-    async def fill(
-        self, key: str, miss: Miss, availability: Availability, **times: Any
-    ) -> Entry | None:
-        return await self._world.call(
-            "fill", lambda: self._real.fill(key, miss, availability, **times)
-        )
-
-    async def clear(self, key: str) -> None:
-        await self._world.call("clear", lambda: self._real.clear(key))
-
-    async def clear_all(self) -> None:
-        await self._world.call("clear", self._real.clear_all)
-
-    def locks(self) -> _Locks:
-        return self._world.locks
-
-
-class _Locks:
-    def __init__(self, world: World, real: LockProvider) -> None:
-        self._world = world
-        self._real = real
-        self._held: dict[str, tuple[str, float]] = {}
-
-    async def acquire(self, name: str, *, ttl: float) -> Lock | None:
-        def effect() -> Lock | None:
-            lock = self._real.acquire(name, ttl=ttl)
-            if lock is not None and self._world.current is not None:
-                self._held[name] = (self._world.current.name, self._world.time + ttl)
-            return lock
-
-        return await self._world.call("lock", effect)
-
-    async def release(self, lock: Lock) -> bool:
-        def effect() -> bool:
-            released = self._real.release(lock)
-            if released:
-                self._held.pop(lock.name, None)
-            return released
-
-        return await self._world.call("release", effect)
-
-    def lose(self) -> None:
-        """Let every lock be lost while its holder goes on."""
-        self._real = self._world.scenario.locks(clock=self._world)
-        self._held.clear()
-
-    def state(self) -> tuple[tuple[str, str, float], ...]:
-        """Which lock is held, by whom, until when."""
-        now = self._world.time
-        return tuple((name, *held) for name, held in self._held.items() if held[1] > now)
-
-
-@functools.cache
-def _list_at(version: int) -> Availability:
-    return Availability.of([("slot", _CAPACITY, _CAPACITY - version)])
-
-
-class _Table:
-    scope_type = None
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def load(self, scope: Scope | None) -> Loaded:  # noqa: ARG002  (it has none)
-        def effect() -> Loaded:
-            self._world.loads += 1
-            return Loaded(_list_at(self._world.version))
-
-        return await self._world.call("query", effect)
-
-
-class _Blocking:
-    """A simulated port as a blocking one, for an actor that is a thread."""
-
-    def __init__(self, world: World, port: Any) -> None:
-        self._world = world
-        self._port = port
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._port, name)
-        if name == "event":
-            return lambda: _Blocking(self._world, found())
-        if not inspect.iscoroutinefunction(found):
-            return found
-
-        def call(*args: Any, **options: Any) -> Any:
-            actor = self._world.current
-            assert isinstance(actor, _ThreadActor)
-            return actor.drive(found(*args, **options))
-
-        return call
-
-
 def _said(answer: object) -> str:
     """An answer as a person reads it."""
     if isinstance(answer, Entry):
-        return f"fresh, shows change {_CAPACITY - answer.availability[0].remaining}"
+        return f"fresh, shows change {CAPACITY - answer.availability[0].remaining}"
     if isinstance(answer, Loaded):
-        return f"shows change {_CAPACITY - answer.availability[0].remaining}"
+        return f"shows change {CAPACITY - answer.availability[0].remaining}"
     if isinstance(answer, Miss):
         clears = answer.generation.clears if answer.generation else "unknown"
         copy = "" if answer.copy is None else f", kept: {_said(answer.copy)}"

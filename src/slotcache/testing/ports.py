@@ -1,0 +1,214 @@
+"""The ports of a simulated world: real caches and locks, and a table, behind stops."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from slotcache.availability import Availability
+from slotcache.protocols import Entry, Loaded, Lock, LockProvider, Miss, Scope
+from slotcache.testing.actors import Actor, ThreadActor
+
+if TYPE_CHECKING:
+    from slotcache.testing.world import World
+
+__all__ = [
+    "CAPACITY",
+    "Alive",
+    "Blocking",
+    "Noticed",
+    "SimulatedCache",
+    "SimulatedClock",
+    "SimulatedLocks",
+    "SimulatedTable",
+]
+
+CAPACITY = 1_000
+"""Of the one slot: a list shows as many changes as places are missing from it."""
+
+
+class Noticed:
+    """A mutex that tells the world when somebody touches what it guards."""
+
+    def __init__(self, world: World, service: object, mutex: Any) -> None:
+        self._world = world
+        self._service = service
+        self._mutex = mutex
+
+    def __enter__(self) -> None:
+        if self._world.is_shared(self._service):
+            self._world.touched = True
+        self._mutex.acquire()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._mutex.release()
+
+
+class Alive:
+    """Whether an actor still runs; it stands for that actor in the state."""
+
+    def __init__(self, actor: Actor, world: World) -> None:
+        self._actor = actor
+        self._world = world
+
+    def __call__(self) -> bool:
+        alive = not self._actor.crashed
+        self._world.note("alive", alive)
+        return alive
+
+    def __hash__(self) -> int:
+        return hash(self._actor.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alive) and self._actor is other._actor
+
+
+class SimulatedEvent:
+    """An `AsyncEvent`, known by who made it and as their how-manieth."""
+
+    def __init__(self, world: World) -> None:
+        assert world.current is not None
+        world.current.events += 1
+        self.identity = (world.current.name, world.current.events)
+        self.is_set = False
+        self._world = world
+
+    def set(self) -> None:
+        self.is_set = True
+
+    async def wait(self, timeout: float) -> bool:
+        until = self._world.time + timeout
+        await self._world.stop("wait", until, self)
+        self._world.note("wait", self.is_set)
+        return self.is_set
+
+
+class SimulatedClock:
+    """An `AsyncClock`; each look at it is an observation."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def now(self) -> float:
+        world = self._world
+        if world.current is not None:
+            world.current.observe(world.time)
+        return world.time
+
+    async def sleep(self, seconds: float) -> None:
+        await self._world.stop("sleep", self._world.time + seconds)
+
+    def event(self) -> SimulatedEvent:
+        return SimulatedEvent(self._world)
+
+
+class SimulatedCache:
+    """The world's cache as an `AsyncCacheBackend`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._real = world.memory
+
+    async def read(self, key: str) -> Entry | Miss:
+        return await self._world.call("look", lambda: self._real.read(key))
+
+    async def look(self, key: str) -> Miss:
+        return await self._world.call("look", lambda: self._real.look(key))
+
+    async def fill(
+        self, key: str, miss: Miss, availability: Availability, **times: Any
+    ) -> Entry | None:
+        return await self._world.call(
+            "fill", lambda: self._real.fill(key, miss, availability, **times)
+        )
+
+    async def clear(self, key: str) -> None:
+        await self._world.call("clear", lambda: self._real.clear(key))
+
+    async def clear_all(self) -> None:
+        await self._world.call("clear", self._real.clear_all)
+
+    def locks(self) -> SimulatedLocks:
+        return self._world.locks
+
+
+class SimulatedLocks:
+    """The world's locks as an `AsyncLockProvider`."""
+
+    def __init__(self, world: World, real: LockProvider) -> None:
+        self._world = world
+        self._real = real
+        self._held: dict[str, tuple[str, float]] = {}
+
+    async def acquire(self, name: str, *, ttl: float) -> Lock | None:
+        def effect() -> Lock | None:
+            lock = self._real.acquire(name, ttl=ttl)
+            if lock is not None and self._world.current is not None:
+                self._held[name] = (self._world.current.name, self._world.time + ttl)
+            return lock
+
+        return await self._world.call("lock", effect)
+
+    async def release(self, lock: Lock) -> bool:
+        def effect() -> bool:
+            released = self._real.release(lock)
+            if released:
+                self._held.pop(lock.name, None)
+            return released
+
+        return await self._world.call("release", effect)
+
+    def lose(self) -> None:
+        """Let every lock be lost while its holder goes on."""
+        self._real = self._world.scenario.locks(clock=self._world)
+        self._held.clear()
+
+    def state(self) -> tuple[tuple[str, str, float], ...]:
+        """Which lock is held, by whom, until when."""
+        now = self._world.time
+        return tuple((name, *held) for name, held in self._held.items() if held[1] > now)
+
+
+@functools.cache
+def _list_at(version: int) -> Availability:
+    return Availability.of([("slot", CAPACITY, CAPACITY - version)])
+
+
+class SimulatedTable:
+    """An `AsyncSlotRepository` of one slot, which shows how many changes are committed."""
+
+    scope_type = None
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def load(self, scope: Scope | None) -> Loaded:  # noqa: ARG002  (it has none)
+        def effect() -> Loaded:
+            self._world.loads += 1
+            return Loaded(_list_at(self._world.version))
+
+        with self._world.loading():
+            return await self._world.call("query", effect)
+
+
+class Blocking:
+    """A simulated port as a blocking one, for an actor that is a thread."""
+
+    def __init__(self, world: World, port: Any) -> None:
+        self._world = world
+        self._port = port
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._port, name)
+        if name == "event":
+            return lambda: Blocking(self._world, found())
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        def call(*args: Any, **options: Any) -> Any:
+            actor = self._world.current
+            assert isinstance(actor, ThreadActor)
+            return actor.drive(found(*args, **options))
+
+        return call
