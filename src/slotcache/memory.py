@@ -114,7 +114,7 @@ class MemoryCache:
         valid_for: float | None = None,
     ) -> Entry | None:
         """Keep what was loaded after `miss`, as `CacheBackend.fill` says."""
-        if miss.generation is None or not isinstance(miss.look, float):
+        if miss.generation is None or not isinstance(miss.look, int | float):
             return None
         with self._mutex:
             now = self._now()

@@ -221,7 +221,9 @@ class Refill:
         if answer is not None:
             return answer
         assert isinstance(second, Miss)
-        return await self._query(flight, read, second, fill=second.generation is not None)
+        if second.generation is None:
+            return await self._answer_past_cache(flight, read)
+        return await self._query(flight, read, second, fill=True)
 
     async def _answer_past_cache(self, flight: Flight, read: _Read) -> Answer:
         """Query without a generation to share: per key one runs, and this one waits (P4)."""

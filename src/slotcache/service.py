@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import lru_cache
 
 from slotcache.availability import Availability, Reading, Source
 from slotcache.flight import Answer
@@ -42,8 +43,10 @@ class _Keys:
     def __init__(self, key: str, scope_type: type[Scope] | None) -> None:
         self._key = key
         self._scope_type = scope_type
+        # Typed, for 1 == True == 1.0. Making a key costs more than the look that it is for.
+        self.of = lru_cache(maxsize=4_096, typed=True)(self._made)
 
-    def of(self, scope: Scope | None) -> str:
+    def _made(self, scope: Scope | None) -> str:
         """The key of one list; a scope that no change could ever clear is refused."""
         if scope is None:
             return self._key
