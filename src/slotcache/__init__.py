@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import logging
 
-from slotcache.availability import Availability, Reading, SlotAvailability, Source
+from slotcache.availability import (
+    Availability,
+    Reading,
+    Scope,
+    SlotAvailability,
+    SlotId,
+    Source,
+)
 from slotcache.errors import (
     BackendError,
     Busy,
@@ -37,9 +44,11 @@ __all__ = [
     "HoldState",
     "IllegalTransition",
     "Reading",
+    "Scope",
     "SlotAvailability",
     "SlotAvailabilityService",
     "SlotFull",
+    "SlotId",
     "SlotNotFound",
     "SlotcacheError",
     "Source",

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from slotcache.availability import Availability, Reading, Source
-from slotcache.flight import Answer
 from slotcache.memory import MemoryCache
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
@@ -147,10 +146,9 @@ class SlotAvailabilityService:
         key = self._keys.of(scope)
         found = self._look(key)
         if isinstance(found, Entry):
-            answer = Answer.of(found, Source.CACHED)
-        else:
-            answer = run(self._refill.answer(key, scope, found))
-        return _reading(answer, self._clock.now())
+            return Reading(found.availability, Source.CACHED, self._age(found.since))
+        answer = run(self._refill.answer(key, scope, found))
+        return Reading(answer.availability, answer.source, self._age(answer.since))
 
     def clear_availability_cache(self, scope: Scope | None = None) -> bool:
         """Make every later read show what is committed now (P1).
@@ -178,9 +176,8 @@ class SlotAvailabilityService:
         except Exception:
             return unanswered(key)
 
-
-def _reading(answer: Answer, now: float) -> Reading:
-    return Reading(answer.availability, answer.source, max(0.0, now - answer.since))
+    def _age(self, since: float) -> float:
+        return max(0.0, self._clock.now() - since)
 
 
 class AsyncSlotAvailabilityService:
@@ -219,10 +216,9 @@ class AsyncSlotAvailabilityService:
         key = self._keys.of(scope)
         found = await self._look(key)
         if isinstance(found, Entry):
-            answer = Answer.of(found, Source.CACHED)
-        else:
-            answer = await self._refill.answer(key, scope, found)
-        return _reading(answer, self._clock.now())
+            return Reading(found.availability, Source.CACHED, self._age(found.since))
+        answer = await self._refill.answer(key, scope, found)
+        return Reading(answer.availability, answer.source, self._age(answer.since))
 
     async def clear_availability_cache(self, scope: Scope | None = None) -> bool:
         """As `SlotAvailabilityService.clear_availability_cache`."""
@@ -233,3 +229,6 @@ class AsyncSlotAvailabilityService:
             return await self._cache.read(key)
         except Exception:
             return unanswered(key)
+
+    def _age(self, since: float) -> float:
+        return max(0.0, self._clock.now() - since)

@@ -1,0 +1,95 @@
+"""What benchmarks share: calls measured side by side, where that was, and the file of results.
+
+Absolute figures depend on the machine and on who else is using it. So every round measures all
+calls, one after the other, and what is compared are ratios within a round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import timeit
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median, and the tenth and ninetieth percentile around it."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Spread:
+        """Summarise the figures of all rounds."""
+        tenths = statistics.quantiles(figures, n=10, method="inclusive")
+        p10, median, p90 = (round(tenths[each], 3) for each in (0, 4, 8))
+        return cls(median, p10, p90)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One call: its nanoseconds, and its ratios to the floor of the same rounds."""
+
+    nanoseconds: Spread
+    ratio: Spread
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, number: int
+) -> dict[str, Measured]:
+    """Measure calls side by side; the first of them is the floor.
+
+    Args:
+        calls: Give bound methods rather than lambdas, which would be measured as well.
+        rounds: How often each of them takes its turn, at least 2.
+        number: How many calls there are in a turn.
+    """
+    timers = {name: timeit.Timer(call) for name, call in calls.items()}
+    turns: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            turns[name].append(timer.timeit(number) / number * 1e9)
+    floor = next(iter(turns.values()))
+    return {
+        name: Measured(
+            Spread.of(figures),
+            Spread.of([figure / least for figure, least in zip(figures, floor, strict=True)]),
+        )
+        for name, figures in turns.items()
+    }
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    """Tell where this runs: what a reader needs to judge the figures, and nothing of the owner."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def cpu_model() -> str:
+    """Name the processor, as well as the system can."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or "unknown")
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the results as JSON that a diff can be read of."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {path.name}", file=sys.stderr)

@@ -1,0 +1,90 @@
+"""The examples, run as their readers run them: from another folder, with nothing but Python."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PLAIN = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+PLAIN.pop("FORCE_COLOR", None)
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the demo prints into a pipe; it ends well, in time, and leaves nothing behind."""
+    empty = tmp_path_factory.mktemp("empty")
+    temporary = tmp_path_factory.mktemp("temporary")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "quickstart.py")],
+        cwd=empty,
+        env={**PLAIN, "TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert list(empty.iterdir()) == list(temporary.iterdir()) == []
+    return done.stdout
+
+
+def test_the_quickstart_shows_the_textbook_stale_and_slotcache_not(quickstart: str) -> None:
+    claim = "textbook: shows a sold seat as free for 10.0 s; slotcache: 0 stale reads"
+
+    assert claim in lines(quickstart)
+    assert f"ok {claim}" in lines(quickstart)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        r"64 threads at a cold list: the database saw 1 query",
+        r"a warm read takes \d+\.\d\d us for one airport, \d+\.\d\d us for all 860 flights",
+        r"178 seats, 600 buyers: 178 sold, 422 refused, 0 oversold",
+        r"a hold of 3 s runs out: a list kept for 10 s shows it after 3\.0 s",
+    ],
+)
+def test_the_quickstart_shows_that(claim: str, quickstart: str) -> None:
+    assert any(re.fullmatch(f"ok {claim}", line) for line in lines(quickstart)), quickstart
+
+
+def test_the_quickstart_takes_less_than_ten_seconds(quickstart: str) -> None:
+    took = re.search(r"In short, after (\d+\.\d) s", quickstart)
+
+    assert took
+    assert float(took[1]) < 10
+
+
+def test_the_quickstart_fits_a_small_terminal_and_leaves_no_colour_codes_in_a_file(
+    quickstart: str,
+) -> None:
+    assert max(map(len, quickstart.splitlines())) <= 80
+    assert "\x1b" not in quickstart
+
+
+def test_a_claim_that_is_not_true_is_called_so_and_makes_the_demo_fail() -> None:
+    untrue = (
+        "import sys; from _stage import Claim, summary; "
+        "sys.exit(summary([Claim('one', True), Claim('two', False)], 1.0))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", untrue],
+        env={**PLAIN, "PYTHONPATH": str(EXAMPLES)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "NOT TRUE: two" in lines(done.stdout)
+
+
+def lines(output: str) -> list[str]:
+    return [line.rstrip() for line in output.splitlines()]
