@@ -312,6 +312,24 @@ def test_a_follower_leads_anew_when_the_leader_was_interrupted(ending):
     assert world.shelf.loads == 2
 
 
+def test_an_interrupt_right_after_boarding_leaves_no_flight(monkeypatch):
+    world = World()
+    flights = world.service._refill._flights
+    board = flights.board
+
+    def interrupted(*args):
+        board(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flights, "board", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        world.read()
+    monkeypatch.undo()
+
+    assert flights._flying == {}
+    assert world.read().source is Source.LOADED
+
+
 def test_a_follower_leads_anew_when_the_leader_vanished():
     world = World()
     flights = world.service._refill._flights

@@ -121,11 +121,7 @@ class Refill:
             first = Miss()
         read = _Read(key, scope, first, self._clock.now() + self._policy.lock_timeout)
         while True:
-            own = Flight(self._clock.event(), self._runner())
-            flight = self._flights.board(key, first.generation, own)
-            if flight is own:
-                return await self._lead(flight, read)
-            answer = await self._follow(flight, read)
+            answer = await self._lead_or_follow(read)
             if answer is not None:
                 return answer
 
@@ -135,21 +131,26 @@ class Refill:
             return await self._cleared(None)
         return all([await self._cleared(key) for key in keys])
 
-    async def _lead(self, flight: Flight, read: _Read) -> Answer:
+    async def _lead_or_follow(self, read: _Read) -> Answer | None:
+        """Board a flight; None: it ended without an answer for this reader."""
+        own = Flight(self._clock.event(), self._runner())
         outcome: Answer | Exception | None = None
         try:
-            outcome = await self._locked_answer(flight, read)
+            flight = self._flights.board(read.key, read.first.generation, own)
+            if flight is not own:
+                return await self._follow(flight, read)
+            outcome = await self._locked_answer(own, read)
+            return outcome
         except Exception as error:
             outcome = error
             raise
         finally:
             # With anything but an Exception (cancelled, interrupted) it lands without an
-            # outcome, and one of the followers leads anew.
-            self._flights.land(read.key, flight, outcome)
-        return outcome
+            # outcome, and one of the followers leads anew. Not flying, it cannot land.
+            self._flights.land(read.key, own, outcome)
 
     async def _follow(self, flight: Flight, read: _Read) -> Answer | None:
-        """Wait for a flight; None: it ended without an answer for this reader."""
+        """Wait for a flight that somebody else leads."""
         if not await self._landing(flight, read.key, read.deadline):
             stale = self._expired(read, read.first)
             if stale is not None:
