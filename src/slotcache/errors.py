@@ -144,4 +144,8 @@ class Busy(SlotcacheError):
 
 
 class BackendError(SlotcacheError):
-    """The database failed: the operator's move. The driver's own error is the `__cause__`."""
+    """The database failed, or its rows contradict each other: the operator's move.
+
+    The database's error, if there is one, is the `__cause__`: SQLAlchemy's, with the driver's in
+    its `orig`. If the answer to a COMMIT was lost, the change may have happened.
+    """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import sqlite3
 from pathlib import Path
+from time import monotonic, sleep
 
 import sqlalchemy as sa
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
@@ -13,6 +15,8 @@ __all__ = ["READS_ONLY", "check_engine", "engine_in_memory", "engine_on"]
 
 READS_ONLY = "slotcache_reads_only"
 """The execution option of a transaction that needs no lock."""
+
+_OPENING = 5.0  # seconds to wait for others who write to a new file
 
 
 def engine_on(path: str | Path) -> sa.Engine:
@@ -60,9 +64,23 @@ def _engine(url: sa.URL) -> sa.Engine:
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
+    _turn_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _turn_to_wal(connection: sqlite3.Connection) -> None:
+    """Turn the file to WAL, unless it is; its own time-out does not apply to that (tried)."""
+    deadline = monotonic() + _OPENING
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                raise
+            sleep(random.uniform(0.001, 0.02))
+        else:
+            return
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -37,8 +37,18 @@ live hold is not in that column: it is counted."""
 
 
 class SlotCount(NamedTuple):
-    """One slot, counted: what is not sold, what of that is promised, and whether holds are due."""
+    """One slot, counted.
 
+    Attributes:
+        slot_id: Its id as the row spells it: some collations take "a" for "A", and holds under
+            two spellings would not be counted together.
+        unsold: What is not sold.
+        promised: What of that live holds promise.
+        some_due: Whether some of its holds are due.
+        scope: Its scope.
+    """
+
+    slot_id: SlotId
     unsold: int
     promised: int
     some_due: bool
@@ -79,10 +89,10 @@ class SqlLedger:
         if quantity > free:
             raise SlotFull(slot_id, requested=quantity, remaining=free)
         if slot.some_due:
-            self._run(self._statements.expire_due_of, p_slot=slot_id, p_now=now)
+            self._run(self._statements.expire_due_of, p_slot=slot.slot_id, p_now=now)
         hold = Hold(
             id=self._new_id(),
-            slot_id=slot_id,
+            slot_id=slot.slot_id,
             scope=slot.scope,
             quantity=quantity,
             state=HoldState.HELD,
@@ -136,8 +146,6 @@ class SqlLedger:
         )
         ids = [hold.id for hold in due]
         rows = self._run(self._statements.still_due, p_holds=ids, p_now=self._now()).all()
-        if not rows:
-            return Change(0)
         self._run(self._statements.expire, p_holds=[row.id for row in rows])
         return Change(len(rows), tuple(dict.fromkeys(row.scope for row in rows)))
 
@@ -169,7 +177,8 @@ class SqlLedger:
         return self._clock(self._connection)
 
     def _count(self, slot_id: SlotId, now: datetime) -> SlotCount:
-        return SlotCount(*self._run(self._statements.count, p_slot=slot_id, p_now=now).one())
+        counted = self._run(self._statements.count, p_slot=slot_id, p_now=now)
+        return SlotCount._make(counted.one())
 
     def _insert(self, hold: Hold) -> None:
         self._run(

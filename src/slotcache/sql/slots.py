@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,6 +27,8 @@ from slotcache.sql.tables import ColumnNames, holds_of, map_slots, shipped_slots
 __all__ = ["SqlSlots"]
 
 T = TypeVar("T")
+
+_LOT = 1_000
 
 
 class SqlSlots:
@@ -249,14 +251,15 @@ class SqlSlots:
             )
 
     def _refuse_existing(
-        self, connection: sa.Connection, inserted: Iterable[Mapping[str, Any]]
+        self, connection: sa.Connection, inserted: Sequence[Mapping[str, Any]]
     ) -> None:
         """Say which slot was there already, if that is why the insert failed."""
         key = self._slots.slot_id
-        find = sa.select(key).where(key == sa.bindparam("p_slot"))
-        for row in inserted:
-            if connection.execute(find, {"p_slot": row[key.key]}).first():
-                raise ValueError(f"slot {row[key.key]!r} exists already: no slot was added")
+        for start in range(0, len(inserted), _LOT):
+            ids = [row[key.key] for row in inserted[start : start + _LOT]]
+            existing = connection.scalar(sa.select(key).where(key.in_(ids)).limit(1))
+            if existing is not None:
+                raise ValueError(f"slot {existing!r} exists already: no slot was added")
 
 
 def _indexes(table: sa.Table) -> list[sa.Index]:

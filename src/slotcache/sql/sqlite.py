@@ -42,6 +42,7 @@ class Sqlite:
         self._clock = clock
         self._owned = False
         self._keeper: sqlite3.Connection | None = None
+        self._abandoned: list[object] = []
         self._turns = Turns(before_fork=self._close_idle)
         forget_after_fork(self)
 
@@ -62,8 +63,8 @@ class Sqlite:
 
     def _after_fork(self) -> None:
         if self._owned:
-            # Kept, not closed: what another thread had in use is the parent's.
-            self._parents_pool = self._engine.pool
+            # Kept, so not closed: what another thread had in use is the parent's.
+            self._abandoned.append(self._engine.pool)
             self._engine.dispose(close=False)
 
     @contextmanager

@@ -32,6 +32,8 @@ class Statements:
         self._slot = sa.bindparam("p_slot", type_=slots.slot_id.type)
         self._hold = sa.bindparam("p_hold", type_=holds.c.id.type)
         self._now = sa.bindparam("p_now", type_=Instant())
+        if slots.scope is not None:
+            self._listed_scope = sa.bindparam("p_scope", type_=slots.scope.type)
         self._write_slot(holds)
         self._write_holds(holds)
         self.count = self._count()
@@ -81,6 +83,7 @@ class Statements:
         of_slot = holds.slot_id == slots.slot_id
         promised = sa.select(sa.func.coalesce(sa.func.sum(holds.quantity), 0))
         return sa.select(
+            slots.slot_id.label("slot_id"),
             slots.remaining.label("unsold"),
             promised.where(of_slot, *self._live_holds()).scalar_subquery().label("promised"),
             sa.exists().where(of_slot, *self._due_holds()).label("some_due"),
@@ -96,20 +99,21 @@ class Statements:
         )
 
     def list_of(self, *, scoped: bool) -> sa.Select[Any]:
-        """The list: slot_id, capacity, what is free, when the next live hold ends, other spelling.
+        """The list: slot_id, capacity, what is free, when the next live hold ends.
 
         It is one statement, so one snapshot. What it costs depends on the slots listed and on
-        their live holds alone: those of other scopes are not even counted.
+        their live holds alone: those of other scopes are not even looked at. A list of scopes
+        that are text has one more column, the scope where it is spelled differently.
         """
         slots, holds = self._slots, self._holds
         listed: list[sa.ColumnExpressionArgument[bool]] = []
         if slots.where is not None:
             listed.append(slots.where)
-        other_spelling: sa.ColumnElement[Any] = sa.null()
+        other_spelling: list[sa.ColumnElement[Any]] = []
         if scoped and slots.scope is not None:
-            scope = sa.bindparam("p_scope", type_=slots.scope.type)
-            listed.append(slots.scope == scope)
-            other_spelling = self._other_spelling(slots.scope, scope)
+            listed.append(slots.scope == self._listed_scope)
+            if slots.scope_type is str:
+                other_spelling.append(self._other_spelling(slots.scope))
         live = sa.select(
             holds.slot_id,
             sa.func.sum(holds.quantity).label("promised"),
@@ -117,16 +121,11 @@ class Statements:
         ).where(*self._live_holds())
         if listed:
             live = live.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
-        promises = live.group_by(holds.slot_id).subquery("live").c
+        promises = live.group_by(holds.slot_id).subquery("live")
+        free = self._free(promises.c.promised)
         return (
-            sa.select(
-                slots.slot_id,
-                slots.capacity,
-                self._free(promises.promised),
-                promises.next_end,
-                other_spelling.label("other_spelling"),
-            )
-            .outerjoin_from(slots.table, promises.slot_id.table, promises.slot_id == slots.slot_id)
+            sa.select(slots.slot_id, slots.capacity, free, promises.c.next_end, *other_spelling)
+            .outerjoin_from(slots.table, promises, promises.c.slot_id == slots.slot_id)
             .where(*listed)
             .order_by(slots.slot_id)
         )
@@ -137,14 +136,10 @@ class Statements:
             (promised.is_(None), unsold), (unsold > promised, unsold - promised), else_=0
         ).label("free")
 
-    def _other_spelling(
-        self, column: sa.Column[Any], scope: sa.BindParameter[Any]
-    ) -> sa.ColumnElement[Any]:
+    def _other_spelling(self, scope: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The scope of a row that the database takes for the one asked for, but is not."""
-        if not isinstance(column.type, sa.String):
-            return sa.null()
-        exact = sa.collate(column, self._exact_collation) == scope
-        return sa.case((exact, sa.null()), else_=column)
+        exact = sa.collate(scope, self._exact_collation) == self._listed_scope
+        return sa.case((exact, sa.null()), else_=scope).label("other_spelling")
 
     def _scope(self) -> sa.ColumnElement[Any]:
         return (sa.null() if self._slots.scope is None else self._slots.scope).label("scope")

@@ -16,7 +16,7 @@ from slotcache.lifecycle import HoldState
 
 __all__ = ["ColumnNames", "Instant", "SlotColumns", "holds_of", "map_slots", "shipped_slots"]
 
-ColumnNames: TypeAlias = "Mapping[str, str | sa.ColumnElement[Any] | Any]"
+ColumnNames: TypeAlias = Mapping[str, Any]
 """Our name of a column to theirs: its name, its `Column`, or the attribute of a mapped class."""
 
 HELD = sa.literal_column(f"'{HoldState.HELD.value}'", sa.String)
@@ -182,8 +182,8 @@ def _python_type(column: sa.Column[Any], *allowed: type) -> type[Any]:
     try:
         found = column.type.python_type
     except NotImplementedError:
-        found = object
+        found = None
     if found not in allowed:
         names = ", ".join(kind.__name__ for kind in allowed)
-        raise TypeError(f"column {column.name!r} holds {found.__name__}: it must be one of {names}")
+        raise TypeError(f"column {column.name!r} is {column.type!r}: it must hold one of {names}")
     return found

@@ -1,0 +1,650 @@
+"""What each operation on holds does, refuses and tells the hook."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from slotcache import (
+    TRANSITIONS,
+    BackendError,
+    Busy,
+    HoldExpired,
+    HoldManager,
+    HoldNotFound,
+    HoldPolicy,
+    HoldState,
+    IllegalTransition,
+    SlotFull,
+    SlotNotFound,
+)
+from slotcache.sql import SqlSlots
+from slotcache.testing import ManualClock
+
+from .support.sql import KINDS, check_books, free, opened, query, write_lock
+
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Desk(NamedTuple):
+    """A box office: slot 1 has four places in scope "a", slot 2 has one in scope "b"."""
+
+    slots: SqlSlots
+    holds: HoldManager
+    clock: ManualClock
+    told: list[Any]
+
+
+@pytest.fixture(params=KINDS)
+def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Desk]:
+    clock = ManualClock()
+    with opened(request.param, tmp_path, clock=clock) as slots:
+        slots.add([(1, 4)], scope="a")
+        slots.add([(2, 1)], scope="b")
+        told: list[Any] = []
+        yield Desk(slots, HoldManager(slots, on_change=told.append), clock, told)
+        check_books(slots)
+
+
+class TestCreate:
+    def test_it_promises_places_for_a_while(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3, ttl=60, owner="Ann")
+
+        assert isinstance(hold.id, UUID)
+        assert (hold.slot_id, hold.scope, hold.quantity, hold.owner) == (1, "a", 3, "Ann")
+        assert hold.state is HoldState.HELD
+        assert hold.created_at == NEW_YEAR
+        assert hold.expires_at == NEW_YEAR + timedelta(seconds=60)
+        assert not hold.replayed
+        assert free(desk.slots, 1) == 1
+
+    def test_it_promises_one_place_for_the_time_of_the_policy(self, desk: Desk) -> None:
+        hold = desk.holds.create(1)
+
+        assert hold.quantity == 1
+        assert hold.owner is None
+        assert hold.expires_at - hold.created_at == timedelta(seconds=HoldPolicy().ttl)
+
+    def test_it_refuses_more_than_is_free_and_says_how_much_that_is(self, desk: Desk) -> None:
+        desk.holds.create(1, 3)
+
+        with pytest.raises(SlotFull, match="take fewer") as refused:
+            desk.holds.create(1, 2)
+
+        assert (refused.value.slot_id, refused.value.requested) == (1, 2)
+        assert refused.value.remaining == 1
+        assert free(desk.slots, 1) == 1
+
+    def test_it_sells_the_very_last_place(self, desk: Desk) -> None:
+        desk.holds.create(1, 3)
+        desk.holds.create(1, 1)
+
+        with pytest.raises(SlotFull) as refused:
+            desk.holds.create(1)
+
+        assert refused.value.remaining == 0
+
+    def test_it_counts_what_is_confirmed_as_well(self, desk: Desk) -> None:
+        desk.holds.confirm(desk.holds.create(1, 3).id)
+
+        with pytest.raises(SlotFull):
+            desk.holds.create(1, 2)
+
+    def test_more_places_than_any_integer_column_holds_are_too_many(self, desk: Desk) -> None:
+        with pytest.raises(SlotFull):
+            desk.holds.create(1, 10**30)
+
+    def test_there_is_no_such_slot(self, desk: Desk) -> None:
+        with pytest.raises(SlotNotFound) as refused:
+            desk.holds.create(3)
+
+        assert refused.value.slot_id == 3
+
+    def test_a_due_hold_makes_room_and_is_written_down_at_once(self, desk: Desk) -> None:
+        due = desk.holds.create(1, 4, ttl=5)
+        desk.clock.advance(5)
+
+        desk.holds.create(1, 4)
+
+        assert states(desk) == {due.id: "expired"} | {other(desk, due.id): "held"}
+
+    def test_no_clock_that_steps_back_revives_what_was_no_longer_counted(self, desk: Desk) -> None:
+        due = desk.holds.create(1, 4, ttl=5)
+        desk.clock.advance(5)
+        desk.holds.create(1, 4)
+
+        set_back(desk.clock, 3)
+
+        with pytest.raises(HoldExpired):
+            desk.holds.confirm(due.id)
+        with pytest.raises(SlotFull):
+            desk.holds.create(1)
+
+    def test_a_hold_ends_exactly_at_its_last_instant(self, desk: Desk) -> None:
+        desk.holds.create(2, ttl=0.25)
+
+        desk.clock.advance(0.249)
+        with pytest.raises(SlotFull):
+            desk.holds.create(2)
+
+        desk.clock.advance(0.001)
+        assert desk.holds.create(2).state is HoldState.HELD
+
+
+class TestConfirm:
+    def test_it_sells_the_places(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+
+        confirmed = desk.holds.confirm(hold.id)
+
+        assert confirmed == replace(hold, state=HoldState.CONFIRMED)
+        assert remaining(desk, 1) == 1
+        assert free(desk.slots, 1) == 1
+
+    def test_what_is_confirmed_does_not_expire(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+        desk.holds.confirm(hold.id)
+
+        desk.clock.advance(10**6)
+
+        assert desk.holds.get(hold.id).state is HoldState.CONFIRMED
+        assert desk.holds.expire_due() == 0
+        assert free(desk.slots, 1) == 1
+
+    def test_twice_has_the_effect_of_once(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+        desk.holds.confirm(hold.id)
+
+        again = desk.holds.confirm(hold.id)
+
+        assert again == replace(hold, state=HoldState.CONFIRMED, replayed=True)
+        assert remaining(desk, 1) == 1
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_too_late_is_refused_whether_or_not_it_was_written_down(
+        self, desk: Desk, swept: bool
+    ) -> None:
+        hold = desk.holds.create(1, ttl=5)
+        desk.clock.advance(5)
+        if swept:
+            desk.holds.expire_due()
+
+        with pytest.raises(HoldExpired) as refused:
+            desk.holds.confirm(hold.id)
+
+        assert refused.value.hold_id == hold.id
+        assert refused.value.expires_at == hold.expires_at
+        assert remaining(desk, 1) == 4
+
+    def test_what_was_cancelled_stays_so(self, desk: Desk) -> None:
+        hold = desk.holds.create(1)
+        desk.holds.cancel(hold.id)
+
+        with pytest.raises(IllegalTransition) as refused:
+            desk.holds.confirm(hold.id)
+
+        assert refused.value.state is HoldState.CANCELLED
+        assert refused.value.operation == "confirm"
+
+    def test_a_row_that_was_edited_below_its_promises_is_not_oversold(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+        edit(desk, "UPDATE slots SET capacity = 2, remaining = 2 WHERE slot_id = 1")
+
+        with pytest.raises(SlotFull) as refused:
+            desk.holds.confirm(hold.id)
+
+        assert refused.value.remaining == 2
+        desk.holds.cancel(hold.id)
+
+
+class TestCancel:
+    def test_it_gives_promised_places_back(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+
+        assert desk.holds.cancel(hold.id) == replace(hold, state=HoldState.CANCELLED)
+        assert free(desk.slots, 1) == 4
+
+    def test_it_gives_sold_places_back(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+        desk.holds.confirm(hold.id)
+
+        assert desk.holds.cancel(hold.id) == replace(hold, state=HoldState.CANCELLED)
+        assert remaining(desk, 1) == 4
+
+    def test_twice_has_the_effect_of_once(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+        desk.holds.confirm(hold.id)
+        desk.holds.cancel(hold.id)
+
+        again = desk.holds.cancel(hold.id)
+
+        assert again == replace(hold, state=HoldState.CANCELLED, replayed=True)
+        assert remaining(desk, 1) == 4
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_what_expired_is_returned_as_it_is(self, desk: Desk, swept: bool) -> None:
+        hold = desk.holds.create(1, ttl=5)
+        desk.clock.advance(5)
+        if swept:
+            desk.holds.expire_due()
+
+        late = desk.holds.cancel(hold.id)
+
+        assert late == replace(hold, state=HoldState.EXPIRED, replayed=True)
+
+    def test_places_that_the_row_has_no_room_for_are_the_operators_move(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+        desk.holds.confirm(hold.id)
+        edit(desk, "UPDATE slots SET remaining = 3 WHERE slot_id = 1")
+
+        with pytest.raises(BackendError, match="correct remaining and capacity"):
+            desk.holds.cancel(hold.id)
+
+        assert desk.holds.get(hold.id).state is HoldState.CONFIRMED
+        edit(desk, "UPDATE slots SET remaining = 1 WHERE slot_id = 1")
+
+
+class TestGet:
+    def test_it_returns_the_hold_as_it_is(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 2, owner="Ann")
+
+        assert desk.holds.get(hold.id) == hold
+
+    def test_a_due_hold_is_expired_from_that_instant_on(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, ttl=5)
+
+        desk.clock.advance(4.999999)
+        assert desk.holds.get(hold.id).state is HoldState.HELD
+
+        desk.clock.advance(0.000001)
+        assert desk.holds.get(hold.id).state is HoldState.EXPIRED
+
+    def test_it_does_not_wait_for_a_writer(self, tmp_path: Path) -> None:
+        with opened("file", tmp_path) as slots:
+            slots.add([(1, 4)])
+            holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.001))
+            hold = holds.create(1)
+
+            with write_lock(tmp_path / "slots.db"):
+                assert holds.get(hold.id) == hold
+
+
+class TestExpireDue:
+    def test_it_writes_down_what_is_due(self, desk: Desk) -> None:
+        due = desk.holds.create(1, ttl=5)
+        live = desk.holds.create(1, ttl=6)
+        desk.clock.advance(5)
+
+        assert desk.holds.expire_due() == 1
+        assert desk.holds.expire_due() == 0
+        assert states(desk) == {due.id: "expired", live.id: "held"}
+
+    def test_it_takes_those_that_are_due_the_longest(self, desk: Desk) -> None:
+        late, later, latest = (desk.holds.create(1, ttl=ttl) for ttl in (1, 2, 3))
+        desk.clock.advance(10)
+
+        assert desk.holds.expire_due(limit=2) == 2
+        assert states(desk) == {late.id: "expired", later.id: "expired", latest.id: "held"}
+        assert desk.holds.expire_due(limit=2) == 1
+
+    def test_it_tells_each_scope_once(self, desk: Desk) -> None:
+        for slot_id in (1, 1, 2):
+            desk.holds.create(slot_id, ttl=5)
+        desk.clock.advance(5)
+        desk.told.clear()
+
+        desk.holds.expire_due()
+
+        assert sorted(desk.told) == ["a", "b"]
+
+    def test_a_sweeper_that_comes_second_writes_and_tells_nothing(self, desk: Desk) -> None:
+        desk.holds.create(1, ttl=5)
+        desk.clock.advance(5)
+        due = desk.slots._read(lambda ledger: ledger.due(10), lock_wait=1)
+        desk.holds.expire_due()
+        told = len(desk.told)
+
+        slow = desk.holds._change(lambda ledger: ledger.expire(due))
+
+        assert slow == 0
+        assert len(desk.told) == told
+
+    def test_many_at_once(self, desk: Desk) -> None:
+        desk.slots.add([(10 + n, 1) for n in range(600)])
+        for n in range(600):
+            desk.holds.create(10 + n, ttl=1)
+        desk.clock.advance(1)
+
+        assert desk.holds.expire_due(limit=10_000) == 600
+
+
+@pytest.mark.parametrize("operation", ["confirm", "cancel", "get"])
+def test_there_is_no_such_hold(desk: Desk, operation: str) -> None:
+    unknown = uuid4()
+
+    with pytest.raises(HoldNotFound) as refused:
+        getattr(desk.holds, operation)(unknown)
+
+    assert refused.value.hold_id == unknown
+
+
+@pytest.mark.parametrize("state", HoldState)
+@pytest.mark.parametrize("operation", ["confirm", "cancel"])
+def test_operations_do_what_the_table_of_transitions_says(
+    desk: Desk, state: HoldState, operation: str
+) -> None:
+    hold = hold_in(desk, state)
+    expected = TRANSITIONS.get((state, operation))
+    desk.told.clear()
+
+    if expected is None:
+        with pytest.raises((HoldExpired, IllegalTransition)):
+            getattr(desk.holds, operation)(hold)
+        assert desk.holds.get(hold).state is state
+    else:
+        after = getattr(desk.holds, operation)(hold)
+        assert after.state is expected
+        assert after.replayed == (expected is state)
+    assert desk.told == ([] if expected in {None, state} else ["a"])
+
+
+class Number(IntEnum):
+    ONE = 1
+
+
+BAD_ARGUMENTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("create", {"slot_id": True}, TypeError, "slot_id must be int"),
+    ("create", {"slot_id": "1"}, TypeError, "slot_id must be int"),
+    ("create", {"slot_id": None}, TypeError, "slot_id must be int"),
+    ("create", {"slot_id": 2**63}, ValueError, "64 bits"),
+    ("create", {"quantity": 0}, ValueError, "quantity must be 1 or more, not 0"),
+    ("create", {"quantity": -1}, ValueError, "quantity must be 1 or more"),
+    ("create", {"quantity": True}, TypeError, "quantity must be an int, 1 or more, not True"),
+    ("create", {"quantity": 1.5}, TypeError, "quantity must be an int"),
+    ("create", {"quantity": "2"}, TypeError, "quantity must be an int, 1 or more, not '2'"),
+    ("create", {"ttl": 0}, ValueError, "above 0"),
+    ("create", {"ttl": -1}, ValueError, "above 0"),
+    ("create", {"ttl": float("nan")}, ValueError, "finite"),
+    ("create", {"ttl": float("inf")}, ValueError, "finite"),
+    ("create", {"ttl": True}, TypeError, "number of seconds"),
+    ("create", {"ttl": timedelta(seconds=5)}, TypeError, "number of seconds"),
+    ("create", {"ttl": 3601}, ValueError, r"HoldPolicy\(max_lifetime="),
+    ("create", {"owner": ""}, ValueError, "write None"),
+    ("create", {"owner": "x" * 256}, ValueError, "1 to 255 characters"),
+    ("create", {"owner": 7}, TypeError, r"write str\(owner\)"),
+    ("confirm", {"hold_id": str(uuid4())}, TypeError, r"write UUID\(text\)"),
+    ("cancel", {"hold_id": None}, TypeError, r"hold_id must be a UUID"),
+    ("get", {"hold_id": 5}, TypeError, r"hold_id must be a UUID"),
+    ("expire_due", {"limit": 0}, ValueError, "limit must be 1 or more"),
+    ("expire_due", {"limit": 10_001}, ValueError, "limit must be at most 10000"),
+    ("expire_due", {"limit": 5.0}, TypeError, "limit must be an int"),
+]
+
+
+@pytest.mark.parametrize(("operation", "arguments", "kind", "message"), BAD_ARGUMENTS)
+def test_nonsense_is_refused_with_what_to_write_instead(
+    operation: str, arguments: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with opened("memory", tmp_path) as slots:
+        slots.add([(1, 4)])
+        holds = HoldManager(slots, on_change=None)
+        given = {"slot_id": 1, **arguments} if operation == "create" else arguments
+
+        with pytest.raises(kind, match=message):
+            getattr(holds, operation)(**given)
+
+        assert query(slots, "SELECT count(*) FROM slot_holds") == [(0,)]
+
+
+def test_what_is_just_allowed(desk: Desk) -> None:
+    hold = desk.holds.create(Number.ONE, ttl=3600, owner="x" * 255)
+
+    assert type(hold.slot_id) is int
+    assert desk.holds.get(hold.id).owner == "x" * 255
+    assert desk.holds.expire_due(limit=1) == 0
+
+
+def test_holds_and_refusals_survive_pickling(desk: Desk) -> None:
+    hold = desk.holds.create(1)
+
+    assert pickle.loads(pickle.dumps(hold)) == hold
+
+
+async def async_hook(scope: object) -> None:
+    """Cannot be awaited by a blocking manager."""
+
+
+class AsyncHook:
+    async def __call__(self, scope: object) -> None:
+        """Nor can this."""
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        async_hook,
+        AsyncHook(),
+        AsyncHook().__call__,
+        functools.partial(async_hook),
+        "clear",
+        5,
+    ],
+)
+def test_a_hook_that_cannot_be_run_is_refused_at_once(hook: Any, tmp_path: Path) -> None:
+    with opened("memory", tmp_path) as slots, pytest.raises(TypeError, match="on_change"):
+        HoldManager(slots, on_change=hook)
+
+
+def test_nobody_forgets_to_say_who_is_told(tmp_path: Path) -> None:
+    with opened("memory", tmp_path) as slots, pytest.raises(TypeError, match="on_change"):
+        HoldManager(slots)  # type: ignore[call-arg]
+
+
+class TestHook:
+    """P8: after the commit, once for each transaction and scope that changed, else never."""
+
+    def test_every_change_is_told_once(self, desk: Desk) -> None:
+        hold = desk.holds.create(1)
+        desk.holds.confirm(hold.id)
+        desk.holds.cancel(hold.id)
+
+        assert desk.told == ["a", "a", "a"]
+
+    def test_a_create_that_also_expires_others_tells_once(self, desk: Desk) -> None:
+        desk.holds.create(1, 4, ttl=1)
+        desk.clock.advance(1)
+        desk.told.clear()
+
+        desk.holds.create(1, 4)
+
+        assert desk.told == ["a"]
+
+    def test_refusals_replays_and_looks_are_not_told(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 4)
+        desk.holds.confirm(hold.id)
+        desk.told.clear()
+
+        desk.holds.confirm(hold.id)
+        desk.holds.get(hold.id)
+        desk.holds.expire_due()
+        with pytest.raises(SlotFull):
+            desk.holds.create(1)
+        with pytest.raises(SlotNotFound):
+            desk.holds.create(3)
+        with pytest.raises(HoldNotFound):
+            desk.holds.cancel(uuid4())
+
+        assert desk.told == []
+
+    def test_a_slot_without_a_scope_tells_of_none(self, desk: Desk) -> None:
+        desk.slots.add([(5, 1)])
+
+        desk.holds.create(5)
+
+        assert desk.told == [None]
+
+    def test_it_sees_the_change_and_has_every_connection_to_itself(self, tmp_path: Path) -> None:
+        engine = sa.create_engine(
+            f"sqlite:///{tmp_path / 'slots.db'}", pool_size=1, max_overflow=0, pool_timeout=0.1
+        )
+        slots = SqlSlots(engine)
+        slots.create_tables()
+        slots.add([(1, 4)])
+        seen: list[Any] = []
+
+        def hook(_scope: object) -> None:
+            held = query(slots, "SELECT id FROM slot_holds")
+            nested = HoldManager(slots, on_change=None).create(1)
+            seen.append((len(held), nested.state, free(slots, 1)))
+
+        HoldManager(slots, on_change=hook).create(1)
+
+        assert seen == [(1, HoldState.HELD, 2)]
+        slots.close()
+        engine.dispose()
+
+    def test_a_hook_that_raises_is_logged_and_fails_nothing(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def hook(_scope: object) -> None:
+            raise RuntimeError("the cache is on fire")
+
+        with opened("memory", tmp_path) as slots:
+            slots.add([(1, 4)], scope="a")
+            hold = HoldManager(slots, on_change=hook).create(1)
+
+            assert hold.state is HoldState.HELD
+            assert free(slots, 1) == 3
+        (record,) = caplog.records
+        assert (record.name, record.levelno) == ("slotcache", logging.ERROR)
+        assert "scope 'a'" in record.getMessage()
+        assert record.exc_info is not None
+        assert "on fire" in str(record.exc_info[1])
+
+    def test_a_hook_that_turns_out_to_be_asynchronous_is_logged(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with opened("memory", tmp_path) as slots:
+            slots.add([(1, 4)])
+            HoldManager(slots, on_change=lambda scope: async_hook(scope)).create(1)
+
+        assert "coroutine" in caplog.text
+
+
+class Answerless(sqlite3.Connection):
+    """A connection on which the answer to a COMMIT gets lost after it took effect."""
+
+    error: BaseException | None = None
+
+    def commit(self) -> None:
+        super().commit()
+        if self.error is not None:
+            raise self.error
+
+
+class TestCommit:
+    def test_when_its_answer_is_lost_the_hook_runs_and_the_caller_is_told(
+        self, answerless: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Answerless, "error", sqlite3.OperationalError("disk I/O error"))
+
+        with pytest.raises(BackendError, match="disk I/O error") as failure:
+            answerless.holds.create(1)
+
+        assert isinstance(failure.value.__cause__, sa.exc.DBAPIError)
+        assert answerless.told == ["a"]
+        assert free(answerless.slots, 1) == 3
+
+    def test_a_signal_right_after_it_does_not_keep_the_hook_from_running(
+        self, answerless: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Answerless, "error", KeyboardInterrupt())
+
+        with pytest.raises(KeyboardInterrupt):
+            answerless.holds.create(1)
+
+        assert answerless.told == ["a"]
+
+    def test_one_that_did_not_happen_is_not_told(self, tmp_path: Path) -> None:
+        """In SQLite's older journal mode a reader keeps a writer from committing."""
+        with opened("given", tmp_path) as slots:
+            slots.add([(1, 4), (2, 4)])
+            told: list[Any] = []
+            holds = HoldManager(slots, on_change=told.append, policy=HoldPolicy(lock_wait=0.05))
+            reader = sqlite3.connect(tmp_path / "slots.db")
+            rows = reader.execute("SELECT * FROM slots")
+            rows.fetchone()
+
+            with pytest.raises(Busy):
+                holds.create(1)
+
+            rows.close()
+            reader.close()
+            assert told == []
+            assert free(slots, 1) == 4
+            assert holds.create(1).state is HoldState.HELD
+
+    @pytest.fixture
+    def answerless(self, tmp_path: Path) -> Iterator[Desk]:
+        engine = sa.create_engine(
+            f"sqlite:///{tmp_path / 'slots.db'}", connect_args={"factory": Answerless}
+        )
+        slots = SqlSlots(engine)
+        slots.create_tables()
+        slots.add([(1, 4)], scope="a")
+        told: list[Any] = []
+        yield Desk(slots, HoldManager(slots, on_change=told.append), ManualClock(), told)
+        slots.close()
+        engine.dispose()
+
+
+def states(desk: Desk) -> dict[UUID, str]:
+    """What the table says, whatever the time."""
+    return {
+        UUID(key): state for key, state in query(desk.slots, "SELECT id, state FROM slot_holds")
+    }
+
+
+def other(desk: Desk, hold_id: UUID) -> UUID:
+    (found,) = states(desk).keys() - {hold_id}
+    return found
+
+
+def remaining(desk: Desk, slot_id: int) -> int:
+    """The column, in which promises do not show."""
+    ((value,),) = query(desk.slots, "SELECT remaining FROM slots WHERE slot_id = ?", slot_id)
+    return int(value)
+
+
+def edit(desk: Desk, sql: str) -> None:
+    """Somebody else writes to the table."""
+    with desk.slots.engine.begin() as connection:
+        connection.exec_driver_sql(sql)
+
+
+def set_back(clock: ManualClock, seconds: float) -> None:
+    clock._time -= seconds
+
+
+def hold_in(desk: Desk, state: HoldState) -> UUID:
+    """Bring a hold on slot 1 into a state."""
+    hold = desk.holds.create(1, ttl=5)
+    if state is HoldState.CONFIRMED:
+        desk.holds.confirm(hold.id)
+    if state is HoldState.CANCELLED:
+        desk.holds.cancel(hold.id)
+    if state is HoldState.EXPIRED:
+        desk.clock.advance(5)
+    return hold.id

@@ -1,0 +1,91 @@
+"""Turns: in order of arrival, and never lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from slotcache.sql.turns import Turns
+
+
+def new_turns(kind: type[Turns] = Turns) -> Turns:
+    return kind(before_fork=lambda: None)
+
+
+def wait_for_queue(turns: Turns, length: int) -> None:
+    while len(turns._queue) < length:
+        pass
+
+
+def test_they_come_in_the_order_of_arrival() -> None:
+    turns = new_turns()
+    served: list[int] = []
+
+    def wait(number: int) -> None:
+        with turns:
+            served.append(number)
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(8)]
+    with turns:
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            wait_for_queue(turns, number)
+    for thread in threads:
+        thread.join()
+
+    assert served == list(range(8))
+
+
+def test_one_who_does_not_wait_any_longer_is_passed_over() -> None:
+    turns = new_turns()
+
+    with turns:
+        assert not turns.take(0.001)
+
+    assert turns.take(0)
+
+
+def test_a_turn_that_comes_in_the_instant_of_giving_up_is_taken() -> None:
+    class JustInTime(Turns):
+        def _leave(self, turn: Any) -> bool:
+            self.give()
+            return super()._leave(turn)
+
+    turns = new_turns(JustInTime)
+
+    assert turns.take()
+    assert turns.take(0.001)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signal")
+@pytest.mark.parametrize("given_in_that_instant", [False, True])
+def test_a_wait_that_a_signal_ends_loses_no_turn(given_in_that_instant: bool) -> None:
+    turns = new_turns()
+
+    def interrupt(*_: object) -> None:
+        if given_in_that_instant:
+            turns.give()
+        raise KeyboardInterrupt
+
+    def send() -> None:
+        wait_for_queue(turns, 1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=send)
+    turns.take()
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            turns.take(30)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        thread.join()
+    if not given_in_that_instant:
+        turns.give()
+
+    assert turns.take(0)
