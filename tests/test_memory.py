@@ -1,6 +1,7 @@
 """Generations and locks in memory. The flow's use of them is in `test_schedules.py`."""
 
 import os
+import signal
 
 import pytest
 
@@ -105,13 +106,35 @@ def test_a_clear_drops_the_value_that_it_makes_wrong(cache, clock):
     assert cache.read("k").copy is None
 
 
-def test_a_fill_never_replaces_a_value_with_more_clears(cache):
+def test_a_fill_never_replaces_a_value_with_more_clears(cache, clock):
     early = cache.read("k")
     cache.clear("k")
     late = cache.fill("k", cache.read("k"), NINE, **TIMES)
 
     assert cache.fill("k", early, TEN, **TIMES) is None
     assert cache.read("k") is late
+    clock.advance(10)
+    assert cache.read("k").copy is late
+
+
+def test_a_fill_never_replaces_a_value_of_a_later_look(cache, clock):
+    early = cache.look("k")
+    clock.advance(5)
+    late = cache.fill("k", cache.look("k"), NINE, **TIMES)
+    clock.advance(6)
+
+    assert cache.fill("k", early, TEN, **TIMES) is None
+    assert cache.read("k") is late
+
+
+def test_a_clock_may_count_in_whole_numbers():
+    class Ticks:
+        def now(self):
+            return 7
+
+    cache = MemoryCache(clock=Ticks())
+    entry = cache.fill("k", cache.read("k"), TEN, **TIMES)
+    assert cache.read("k") is entry is not None
 
 
 def test_a_fill_replaces_a_copy_that_it_covers(cache):
@@ -239,6 +262,19 @@ def test_a_lock_that_was_lost_is_not_released_under_its_new_holder(locks, clock)
     assert locks.release(theirs) is True
 
 
+def test_a_lock_that_expires_while_it_is_released_was_no_longer_yours():
+    class Ticking:
+        instant = 0.0
+
+        def now(self):
+            self.instant += 1.0
+            return self.instant
+
+    for ttl in range(1, 12):
+        locks = MemoryLocks(clock=Ticking())
+        assert locks.release(locks.acquire("l", ttl=ttl)) in (True, False)
+
+
 def test_releasing_twice_says_so(locks):
     lock = locks.acquire("l", ttl=10)
     locks.release(lock)
@@ -261,6 +297,8 @@ def test_locks_left_behind_do_not_pile_up(locks, clock):
 # Fork.
 
 
+# Since Python 3.12 a fork beside threads is warned of: that it works is what is shown here.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_starts_empty_and_unlocked():
     shelf = Shelf()
@@ -271,8 +309,13 @@ def test_a_forked_child_starts_empty_and_unlocked():
     with service._cache._mutex, service._cache.locks()._mutex, flights._mutex:
         child = os.fork()
         if child == 0:
-            shelf.remaining = 4
-            os._exit(left(service.get_availability()))
+            answer = 1
+            try:
+                signal.alarm(20)
+                shelf.remaining = 4
+                answer = left(service.get_availability())
+            finally:
+                os._exit(answer)
     _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 4

@@ -1,19 +1,20 @@
 """Every branch of the read flow: past the lock, through trouble, and each ending of a flight."""
 
+import contextvars
 import logging
-import threading
+import traceback
 from itertools import pairwise
 
 import pytest
 
 from slotcache import Availability, AvailabilityPolicy, SlotAvailabilityService, Source
-from slotcache.flight import Flight
+from slotcache.flight import Answer, Flight
 from slotcache.memory import MemoryCache
-from slotcache.protocols import Lock, Miss
+from slotcache.protocols import Generation, Lock, Miss
 from slotcache.testing import ManualClock
-from slotcache.worlds import InlineEvent
-from tests.support.shelf import Shelf, left
-from tests.support.threads import Gate, spawn
+from slotcache.worlds import InlineEvent, InlineLocks
+from tests.support.shelf import NoLocks, ScopedShelf, Shelf, left
+from tests.support.threads import Counted, Gate, spawn
 
 KEY, LOCK = "slots.availability", "slots.availability.lock"
 
@@ -29,6 +30,8 @@ class World:
         self.service = SlotAvailabilityService(
             self.shelf, cache=self.cache, policy=self.policy, clock=self.clock
         )
+
+        self.flights = self.service._refill._flights
 
     def read(self):
         return self.service.read()
@@ -240,6 +243,35 @@ def test_pauses_grow_with_the_time_waited_from_half_a_millisecond_to_fifty():
     assert 100 < len(pauses) < 400
 
 
+def test_pauses_are_jittered_so_that_processes_do_not_look_in_step():
+    def pauses(jitter):
+        world = World()
+        world.service._refill._jitter = lambda: jitter
+        world.somebody_holds_the_lock()
+        instants = [world.clock.now()]
+        world.clock.during_sleep = lambda: instants.append(world.clock.now())
+        world.read()
+        return [after - before for before, after in pairwise(instants)]
+
+    assert pauses(0.0)[0] == pytest.approx(0.0005, rel=0.01)
+    assert pauses(1.0)[0] == pytest.approx(0.001, rel=0.01)
+
+
+def test_a_fill_is_told_the_policy_s_times(monkeypatch):
+    world = World(ttl=3, stale_ttl=4)
+    told = []
+    fill = world.cache.fill
+
+    def listening(*args, **times):
+        told.append(times)
+        return fill(*args, **times)
+
+    monkeypatch.setattr(world.cache, "fill", listening)
+    world.read()
+
+    assert told == [{"ttl": 3.0, "stale_ttl": 4.0, "valid_for": None}]
+
+
 def test_the_second_look_answers_when_somebody_was_faster():
     world = World()
     acquire = world.cache.locks().acquire
@@ -264,19 +296,21 @@ def follower_of(world):
     gate = world.shelf.during_load = Gate()
     leader = spawn(world.read)
     gate.wait_for_somebody()
-    boarded = threading.Event()
-    board = world.service._refill._flights.board
-
-    def noticed(*args):
-        flight = board(*args)
-        boarded.set()
-        return flight
-
-    world.service._refill._flights.board = noticed
+    boarded = world.flights.board = Counted(world.flights.board)
     follower = spawn(world.read)
-    assert boarded.wait(20)
+    boarded.wait_for(1)
     world.shelf.during_load = lambda: None
     return gate, leader, follower
+
+
+def follower_of_a_stranger(world):
+    """Start a follower of a flight that the test leads; return both."""
+    flight = Flight(InlineEvent(world.clock.event()), alive=lambda: True)
+    world.flights.board(KEY, None, flight)
+    boarded = world.flights.board = Counted(world.flights.board)
+    follower = spawn(world.read)
+    boarded.wait_for(1)
+    return flight, follower
 
 
 def test_followers_share_the_leader_s_answer():
@@ -330,14 +364,94 @@ def test_an_interrupt_right_after_boarding_leaves_no_flight(monkeypatch):
     assert world.read().source is Source.LOADED
 
 
-def test_a_follower_leads_anew_when_the_leader_vanished():
-    world = World()
-    flights = world.service._refill._flights
+def test_a_follower_leads_anew_within_a_second_when_the_leader_vanished():
+    world = World(lock_timeout=1_000)
     vanished = Flight(InlineEvent(world.clock.event()), alive=lambda: False)
-    assert flights.board(KEY, None, vanished) is vanished
+    assert world.flights.board(KEY, None, vanished) is vanished
+    began = world.clock.now()
 
     assert world.read().source is Source.LOADED
-    assert flights._flying == {}
+    assert world.clock.now() - began <= 1.0
+    assert world.flights._flying == {}
+
+
+def test_a_follower_of_a_failing_load_serves_its_own_expired_copy():
+    world = World()
+    world.read()
+    world.clock.advance(10)
+    flight, follower = follower_of_a_stranger(world)
+    world.flights.land(KEY, flight, ConnectionError("the database is gone"))
+
+    assert follower.result(20).source is Source.STALE
+
+
+def test_an_exception_that_many_followers_raise_does_not_grow():
+    world = World()
+    failure = ConnectionError("the database is gone")
+    lengths = []
+    for _ in range(5):
+        flight, follower = follower_of_a_stranger(world)
+        world.flights.land(KEY, flight, failure)
+        raised = follower.exception(20)
+        assert raised is failure
+        lengths.append(len(traceback.extract_tb(raised.__traceback__)))
+
+    assert len(set(lengths)) == 1
+
+
+def test_a_stale_answer_is_passed_on_to_followers():
+    world = World()
+    world.read()
+    entry = world.cache.read(KEY)
+    world.clock.advance(10)
+    flight, follower = follower_of_a_stranger(world)
+    world.flights.land(KEY, flight, Answer.of(entry, Source.STALE))
+
+    assert follower.result(20).source is Source.STALE
+    assert world.shelf.loads == 1
+
+
+def test_an_answer_whose_load_stood_for_an_hour_is_not_given_to_who_just_came():
+    world = World()
+    gate, leader, _ = follower_of(world)
+    world.shelf.remaining = 3  # by somebody with psql: nothing is cleared
+    world.clock.advance(3_600)
+    boarded = world.flights.board = Counted(world.flights.board)
+    late = spawn(world.read)
+    boarded.wait_for(1)
+    gate.open()
+
+    assert left(leader.result(20).availability) == 10
+    assert left(late.result(20).availability) == 3
+
+
+def test_a_reader_whose_leader_was_interrupted_late_looks_before_it_goes_past_the_lock():
+    world = World()
+    flight, follower = follower_of_a_stranger(world)
+    theirs = world.cache.look(KEY)
+    world.somebody_holds_the_lock()
+    world.clock.advance(6)
+    world.somebody_fills(theirs, 7)
+    world.flights.land(KEY, flight, None)
+
+    assert (follower.result(20).source, world.shelf.loads) == (Source.CACHED, 0)
+
+
+def test_who_joins_during_a_load_is_judged_by_the_look_right_before_it():
+    world = World()
+    lock = world.cache.locks().acquire(LOCK, ttl=1_000)
+
+    def change_and_let_go():
+        world.clock.during_sleep = lambda: None
+        world.service.clear_availability_cache()
+        world.cache.locks().release(lock)
+
+    world.clock.during_sleep = change_and_let_go
+    gate, leader, follower = follower_of(world)
+    gate.open()
+
+    assert leader.result(20).availability is follower.result(20).availability
+    assert world.shelf.loads == 1
 
 
 def test_a_follower_serves_the_expired_copy_after_lock_timeout():
@@ -368,6 +482,25 @@ def test_a_read_from_inside_its_own_load_raises():
         world.read()
     world.shelf.during_load = lambda: None
     assert world.read().source is Source.LOADED
+
+
+def test_a_read_from_inside_a_load_inside_its_own_load_raises():
+    world, other = World(), World()
+    world.shelf.during_load = other.read
+    other.shelf.during_load = world.read
+
+    with pytest.raises(RuntimeError, match="inside its own load"):
+        world.read()
+
+
+def test_a_context_copied_inside_a_load_may_read_when_that_is_over():
+    world = World()
+    copied = []
+    world.shelf.during_load = lambda: copied.append(contextvars.copy_context())
+    world.read()
+    world.service.clear_availability_cache()
+
+    assert copied[0].run(world.read).source is Source.LOADED
 
 
 def test_a_load_may_read_another_service():
@@ -410,7 +543,10 @@ def test_a_failing_cache_costs_a_query(operation, monkeypatch, caplog):
     assert world.cache.locks().acquire(LOCK, ttl=1) is not None
 
 
-@pytest.mark.parametrize("answer", [None, 5, {"slot": 10}, Miss(None, None, None)])
+@pytest.mark.parametrize(
+    "answer",
+    [None, 5, {"slot": 10}, Miss(), Miss("a generation"), Miss(Generation(1, 0), None, "a copy")],
+)
 def test_a_lying_cache_costs_a_query(answer, monkeypatch):
     world = World()
     monkeypatch.setattr(world.cache, "read", lambda _key: answer)
@@ -428,6 +564,15 @@ def test_a_lock_provider_that_fails_costs_nothing_while_the_list_is_cached(monke
     assert world.read().source is Source.LOADED
     assert world.read().source is Source.CACHED
     assert world.clock.now() == began
+
+
+@pytest.mark.parametrize("answer", [True, False, 1, "token", {}])
+def test_a_lying_lock_provider_costs_nothing_while_the_list_is_cached(answer, monkeypatch):
+    world = World()
+    monkeypatch.setattr(world.cache.locks(), "acquire", lambda name, ttl: answer)
+
+    assert world.read().source is Source.LOADED
+    assert world.read().source is Source.CACHED
 
 
 def test_a_release_that_fails_does_not_hide_the_answer(monkeypatch):
@@ -451,20 +596,11 @@ def test_without_a_generation_one_query_runs_and_one_waits(monkeypatch):
     world = World()
     monkeypatch.setattr(world.cache, "read", failing)
     gate = world.shelf.during_load = Gate()
-    boarded = threading.Semaphore(0)
-    board = world.service._refill._flights.board
-
-    def noticed(*args):
-        flight = board(*args)
-        boarded.release()
-        return flight
-
-    monkeypatch.setattr(world.service._refill._flights, "board", noticed)
+    boarded = world.flights.board = Counted(world.flights.board)
     first = spawn(world.read)
     gate.wait_for_somebody()
     others = [spawn(world.read) for _ in range(10)]
-    for _ in range(11):
-        assert boarded.acquire(timeout=20)
+    boarded.wait_for(11)
     assert world.shelf.loads == 1
     world.shelf.remaining = 4
     gate.open()
@@ -474,12 +610,52 @@ def test_without_a_generation_one_query_runs_and_one_waits(monkeypatch):
     assert world.shelf.loads == 2
 
 
+def test_a_second_look_that_fails_waits_for_the_query_that_runs(monkeypatch):
+    world = World()
+    locks = NoLocks()
+    world.service._refill._locks = InlineLocks(locks)
+    gate = world.shelf.during_load = Gate()
+    first = spawn(world.read)
+    gate.wait_for_somebody()
+    world.service.clear_availability_cache()
+
+    def granted_and_the_cache_gone(name, *, ttl):
+        monkeypatch.setattr(world.cache, "read", failing)
+        return Lock(name, "granted")
+
+    locks.acquire = granted_and_the_cache_gone
+    waits = world.flights.ahead = Counted(world.flights.ahead)
+    second = spawn(world.read)
+    waits.wait_for(1)
+    assert world.shelf.loads == 1
+    gate.open()
+
+    assert second.result(20).source is Source.DIRECT
+    assert first.result(20).source is Source.LOADED
+    assert world.shelf.loads == 2
+
+
 def test_a_clear_that_the_cache_does_not_take_is_said(monkeypatch, caplog):
     world = World()
     monkeypatch.setattr(world.cache, "clear", failing)
 
     assert world.service.clear_availability_cache() is False
     assert "could not be cleared" in caplog.text
+
+
+def test_a_clear_of_which_one_part_failed_is_said(monkeypatch):
+    service = SlotAvailabilityService(ScopedShelf(), cache=(cache := MemoryCache()))
+    cleared = []
+
+    def clear(key):
+        cleared.append(key)
+        if key == KEY:
+            raise Trouble
+
+    monkeypatch.setattr(cache, "clear", clear)
+
+    assert service.clear_availability_cache("JFK") is False
+    assert cleared == ["slots.availability:str:JFK", KEY]
 
 
 def test_a_lock_granted_twice_costs_a_query(monkeypatch):

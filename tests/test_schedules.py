@@ -5,6 +5,7 @@ it was done. The broken twins show that it would have been seen.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,21 +14,10 @@ import pytest
 from slotcache.availability import Source
 from slotcache.flight import Answer, Flight, Flights
 from slotcache.memory import MemoryCache
-from slotcache.protocols import Entry, Lock, Miss
+from slotcache.protocols import Entry, Miss
 from slotcache.testing import FAULTS, Exploration, Scenario, Violation, explore, sample
 from slotcache.testing.world import World
-
-
-class NoLocks:
-    """Grants every lock to everybody."""
-
-    def __init__(self, **_: Any) -> None: ...
-
-    def acquire(self, name: str, *, ttl: float) -> Lock | None:
-        return Lock(name, "granted")
-
-    def release(self, lock: Lock) -> bool:
-        return True
+from tests.support.shelf import NoLocks
 
 
 class PlainStore(MemoryCache):
@@ -79,18 +69,41 @@ def report(record_property: Callable[[str, object], None]) -> Callable[[str, Exp
     return tell
 
 
-@pytest.mark.parametrize("services", [1, 2], ids=["one process", "two processes"])
-@pytest.mark.parametrize("fault", [None, *sorted(FAULTS)])
+ONE_FAULT_OF = {
+    "none": frozenset[str](),
+    "an actor crashes": frozenset({"crash"}),
+    "the record is evicted": frozenset({"evict"}),
+    "a ttl passes": frozenset({"a ttl passes"}),
+    "the lock is lost": frozenset({"lose lock"}),
+    "a call fails": frozenset(fault for fault in FAULTS if fault.startswith("fail")),
+}
+processes = pytest.mark.parametrize("services", [1, 2], ids=["one process", "two processes"])
+
+
+def test_every_fault_is_tried():
+    assert frozenset[str]().union(*ONE_FAULT_OF.values()) == FAULTS
+
+
+@processes
+@pytest.mark.parametrize("fault", ONE_FAULT_OF)
 def test_no_schedule_of_two_readers_and_a_writer_breaks_a_promise(services, fault, report):
-    faults = frozenset({fault} if fault else ())
-    explored = explore(Scenario(readers=2, writers=1, services=services, faults=faults))
+    explored = explore(Scenario(services=services, faults=ONE_FAULT_OF[fault]))
 
     report(f"2 readers, 1 writer, {services} services, fault: {fault}", explored)
     assert explored.counterexample is None, explored.counterexample
     assert explored.complete
 
 
-@pytest.mark.parametrize("services", [1, 2], ids=["one process", "two processes"])
+@processes
+def test_three_readers_of_a_cold_list_cause_one_query(services, report):
+    explored = explore(Scenario(readers=3, writers=0, services=services))
+
+    report(f"3 readers, {services} services", explored)
+    assert explored.counterexample is None, explored.counterexample
+    assert explored.complete
+
+
+@processes
 def test_without_a_working_lock_no_schedule_shows_an_old_list(services, report):
     explored = explore(Scenario(services=services, locks=NoLocks, exclusive=False))
 
@@ -104,7 +117,7 @@ def test_the_blocking_face_keeps_the_promises_in_threads(report):
 
     report("blocking face, 2 readers, 1 writer, 2 services", explored)
     assert explored.counterexample is None, explored.counterexample
-    assert explored.schedules == 300
+    assert explored.states > 1_000
 
 
 TWINS = {
@@ -124,6 +137,23 @@ def test_the_explorer_finds_the_broken_twin(twin, report):
     report(f"found in the broken twin, {twin}", explored)
     assert explored.counterexample is not None
     assert explored.counterexample.endswith("(P1)")
+
+
+def test_the_explorer_finds_readers_who_do_not_share_a_query(monkeypatch):
+    monkeypatch.setattr(Flight, "carries", lambda _flight, _seen: False)
+    explored = explore(Scenario(readers=3, writers=0))
+
+    assert explored.counterexample is not None
+    assert explored.counterexample.endswith("2 queries where 1 are enough (P3)")
+
+
+def test_the_explorer_finds_an_answer_too_old_for_who_just_came(monkeypatch):
+    serves = Answer.serves
+    monkeypatch.setattr(Answer, "serves", lambda one, seen, _: serves(one, seen, -math.inf))
+    explored = explore(Scenario(faults=ONE_FAULT_OF["a ttl passes"]))
+
+    assert explored.counterexample is not None
+    assert explored.counterexample.endswith("(P2)")
 
 
 def test_the_explorer_finds_queries_that_run_side_by_side():
@@ -190,7 +220,7 @@ def test_a_copy_that_serves_the_leader_is_not_passed_on_to_who_boarded_after_a_c
 
 
 def test_passing_every_answer_on_is_noticed(overtaken_fill, monkeypatch):
-    monkeypatch.setattr(Answer, "serves", lambda _answer, _seen: True)
+    monkeypatch.setattr(Answer, "serves", lambda _answer, _seen, _oldest: True)
     overtaken_fill.run("reader 1")
 
     with pytest.raises(Violation, match="P1"):

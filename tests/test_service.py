@@ -10,8 +10,8 @@ from slotcache import AvailabilityPolicy, HoldManager, SlotAvailabilityService, 
 from slotcache.memory import MemoryCache
 from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
-from tests.support.shelf import ScopedShelf, Shelf, left
-from tests.support.threads import Gate, spawn, together
+from tests.support.shelf import NoLocks, ScopedShelf, Shelf, left
+from tests.support.threads import Counted, Gate, spawn, together
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def test_calls_within_the_ttl_do_not_query(service, shelf, clock):
 
 
 def test_concurrent_callers_cause_one_query(shelf):
-    service = SlotAvailabilityService(shelf)
+    service = SlotAvailabilityService(shelf, locks=NoLocks())
+    boarded = service._refill._flights.board = Counted(service._refill._flights.board)
     gate = shelf.during_load = Gate()
 
-    first = spawn(service.get_availability)
-    gate.wait_for_somebody()
-    others = [spawn(service.get_availability) for _ in range(30)]
+    readers = [spawn(service.get_availability) for _ in range(30)]
+    boarded.wait_for(30)
     gate.open()
 
-    lists = [reader.result(20) for reader in (first, *others)]
+    lists = [reader.result(20) for reader in readers]
     assert shelf.loads == 1
     assert all(each is lists[0] for each in lists)
 
@@ -118,6 +118,7 @@ def test_a_clear_during_a_fill_is_not_lost(service, shelf):
 
 def test_a_reader_does_not_join_a_query_from_before_a_change(shelf):
     service = SlotAvailabilityService(shelf)
+    boarded = service._refill._flights.board = Counted(service._refill._flights.board)
     gate = shelf.during_load = Gate()
     early = spawn(service.get_availability)
     gate.wait_for_somebody()
@@ -125,6 +126,7 @@ def test_a_reader_does_not_join_a_query_from_before_a_change(shelf):
     shelf.remaining = 9
     service.clear_availability_cache()
     late = spawn(service.get_availability)
+    boarded.wait_for(2)
     gate.open()
 
     assert left(early.result(20)) == 10

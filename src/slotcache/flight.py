@@ -10,7 +10,7 @@ Plain state behind a mutex that is held for a few instructions; every wait is th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from slotcache._fork import forget_after_fork
@@ -27,7 +27,7 @@ class Answer:
     Attributes:
         availability: The list.
         source: Where it came from.
-        since: The instant of the look before its load.
+        since: The instant of the look before its load, from which its age counts.
         found: The generation of a kept value: it answers only readers whom that covers. None:
             a query's answer, good for everybody who boarded its flight.
     """
@@ -42,9 +42,15 @@ class Answer:
         """Answer with a value that a cache kept."""
         return cls(kept.availability, source, kept.since, kept.generation)
 
-    def serves(self, seen: Generation | None) -> bool:
-        """Whether a reader on this flight, whose first look was `seen`, may be given it."""
-        return self.found is None or self.found.covers(seen)
+    def serves(self, seen: Generation | None, oldest: float) -> bool:
+        """Whether a reader on its flight may be given it.
+
+        Args:
+            seen: What the reader's first look saw (P1).
+            oldest: A `ttl` before the reader came: the load may have stood for an hour (P2).
+        """
+        covers = self.found is None or self.found.covers(seen)
+        return covers and (self.source is Source.STALE or self.since > oldest)
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +99,11 @@ class Flights:
             flying.append(own)
             return own
 
+    def is_flying(self, key: str, flights: Container[Flight]) -> bool:
+        """Whether any of these is one of this key's, and has not landed."""
+        with self._mutex:
+            return any(one in flights for one in self._flying.get(key, ()))
+
     def ahead(self, key: str) -> Flight | None:
         """Return a flight of this key whose load has begun, if there is one."""
         with self._mutex:
@@ -105,13 +116,13 @@ class Flights:
             flight.begun = True
 
     def land(self, key: str, flight: Flight, outcome: Answer | Exception | None) -> None:
-        """End the flight with this outcome; the first to say so is believed."""
+        """End the flight with this outcome, unless it has landed or never flew."""
         with self._mutex:
             flying = self._flying.get(key, [])
-            if flight not in flying:
-                return
-            flying.remove(flight)
-            if not flying:
-                del self._flying[key]
-            flight.outcome = outcome
+            if flight in flying:
+                flight.outcome = outcome
+                flying.remove(flight)
+                if not flying:
+                    del self._flying[key]
+        # Also when it had landed: an interrupt may have cut in right here the first time.
         flight.landed.set()

@@ -40,8 +40,16 @@ class _Record:
             self.copy = None
 
 
+def _order(entry: Entry) -> tuple[int, float]:
+    """What decides between two values of one record: the clears, then the look."""
+    return entry.generation.clears, entry.since
+
+
 class _Records(LRUCache[str, _Record]):
-    """The records, the least recently touched dropped first, and with it its fresh entry."""
+    """The records, the least recently touched dropped first, and with it its fresh entry.
+
+    A hit touches nothing, but what is read at all is looked at once a `ttl`.
+    """
 
     def __init__(self, maxsize: int, fresh: dict[str, Entry]) -> None:
         super().__init__(maxsize)
@@ -123,7 +131,7 @@ class MemoryCache:
             record = self._records.get(key)
             if record is None or not record.generation.covers(entry.generation):
                 return None
-            if record.copy is not None and not entry.generation.covers(record.copy.generation):
+            if record.copy is not None and _order(entry) < _order(record.copy):
                 return None
             record.copy = entry
             if entry.generation != record.generation:
@@ -184,5 +192,8 @@ class MemoryLocks:
             held = self._held.get(lock.name)
             if held is None or held[0] != lock:
                 return False
-            del self._held[lock.name]
+            try:
+                del self._held[lock.name]
+            except KeyError:  # it expired in this very instant
+                return False
             return True

@@ -140,9 +140,9 @@ class CacheBackend(Protocol):
     ) -> Entry | None:
         """Keep what was loaded after `miss`, under the generation that `miss` saw.
 
-        It is dropped when the record is another one (the epochs differ) and when a value with
-        more clears is kept. Outrun by a clear, it is kept as a copy for those who were already
-        waiting, but it is not fresh.
+        It is dropped when the record is another one (the epochs differ), and when a value with
+        more clears, or as many and a later look, is kept. Outrun by a clear, it is kept as a copy
+        for those who were already waiting, but it is not fresh.
 
         Args:
             key: Whose list it is.
@@ -153,7 +153,8 @@ class CacheBackend(Protocol):
             valid_for: Seconds of life from now, where that ends sooner.
 
         Returns:
-            The entry that is now fresh for everybody; None if it was outrun, or has no life left.
+            The entry that is now fresh for everybody; None if it was dropped or outrun, or has no
+            life left.
         """
 
     def clear(self, key: str) -> None:
@@ -229,6 +230,7 @@ class SlotRepository(Protocol):
 
         Each call reads in a transaction of its own that begins after the call does, never in
         one that was open already and never from a replica that may lag: else P1 is lost unseen.
+        It reads the table and no cached list: two loads that read each other's would wait for ever.
         What it raises reaches the reader unchanged, unless there is an expired copy.
         """
 

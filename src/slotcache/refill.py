@@ -12,9 +12,10 @@
 Rules for editors. Nothing here touches a clock, a thread, an event loop or a random source
 except through `Ports`. Every value that is handed to a reader passes one of two tests: it is
 fresh now, or its generation covers what the reader's own first look saw (`covers`); a query's
-answer passes because its load began after that look (`Flight.carries`). Cache and lock may fail
-at any call: each is guarded where it stands, and costs a query (P4). What the repository raises
-is the reader's business, unless an expired copy can stand in (P5).
+answer passes because its load began after that look (`Flight.carries`), and not a `ttl` before
+the reader came. Cache and lock may fail or lie at any call: each is guarded where it stands, and
+costs a query (P4). What the repository raises is the reader's business, unless an expired copy can
+stand in (P5).
 
 What is not elegant: followers poll (`_LIVENESS`) for a leader that vanished without unwinding,
 because neither a thread nor a task tells anybody that it will never run again.
@@ -37,6 +38,7 @@ from slotcache.protocols import (
     AsyncLockProvider,
     AsyncSlotRepository,
     Entry,
+    Generation,
     Loaded,
     Lock,
     Miss,
@@ -54,9 +56,9 @@ _PAUSE_SHARE = 0.1
 # Stands for the lock when the provider itself is broken: one query a process, instead of none.
 _UNGUARDED = Lock(name="", token="")
 
-_loading: ContextVar[frozenset[tuple[Refill, str]]] = ContextVar(
-    "slotcache.loading", default=frozenset()
-)
+# The flights whose loads this code runs inside of. A context that was copied in a load may
+# outlive it, so what counts is whether they still fly.
+_loading: ContextVar[frozenset[Flight]] = ContextVar("slotcache.loading", default=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,27 @@ def unanswered(key: str) -> Miss:
     return Miss()
 
 
+def _believable(found: object) -> Entry | Miss:
+    """Take for no answer what cannot be one: caches may also lie (P4)."""
+    if isinstance(found, Entry):
+        return found
+    if (
+        isinstance(found, Miss)
+        and isinstance(found.generation, Generation | None)
+        and isinstance(found.copy, Entry | None)
+    ):
+        return found
+    return Miss()
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One reader: what it asks for, what its first look saw, and until when it may wait."""
+    """One reader: what it asks for, what its first look saw, when it came and how long it waits."""
 
     key: str
     scope: Scope | None
     first: Miss
+    began: float
     deadline: float
 
 
@@ -110,18 +126,25 @@ class Refill:
         self._lock_key = policy.lock_key or f"{policy.key}.lock"
         self._flights = Flights()
 
-    async def answer(self, key: str, scope: Scope | None, first: Miss) -> Answer:
-        """Answer a reader whose first look at `key` was `first`."""
-        if (self, key) in _loading.get():
+    async def answer(self, key: str, scope: Scope | None, first: object) -> Answer:
+        """Answer a reader whose first look at `key` was `first`, which was no fresh entry."""
+        if self._flights.is_flying(key, _loading.get()):
             raise RuntimeError(
                 f"a read of {key!r} from inside its own load would wait for itself: "
                 "let the load read the table, and nothing else"
             )
-        if not isinstance(first, Miss):
-            first = Miss()
-        read = _Read(key, scope, first, self._clock.now() + self._policy.lock_timeout)
+        seen = _believable(first)
+        assert isinstance(seen, Miss)
+        now = self._clock.now()
+        read = _Read(key, scope, seen, now, now + self._policy.lock_timeout)
         while True:
-            answer = await self._lead_or_follow(read)
+            own = Flight(self._clock.event(), self._runner())
+            try:
+                answer = await self._lead_or_follow(own, read)
+            except BaseException:
+                # Once more: an interrupt may have cut in before it landed.
+                self._flights.land(key, own, None)
+                raise
             if answer is not None:
                 return answer
 
@@ -131,10 +154,9 @@ class Refill:
             return await self._cleared(None)
         return all([await self._cleared(key) for key in keys])
 
-    async def _lead_or_follow(self, read: _Read) -> Answer | None:
+    async def _lead_or_follow(self, own: Flight, read: _Read) -> Answer | None:
         """Board a flight; None: it ended without an answer for this reader."""
-        own = Flight(self._clock.event(), self._runner())
-        outcome: Answer | Exception | None = None
+        outcome: Answer | None = None
         try:
             flight = self._flights.board(read.key, read.first.generation, own)
             if flight is not own:
@@ -142,11 +164,11 @@ class Refill:
             outcome = await self._locked_answer(own, read)
             return outcome
         except Exception as error:
-            outcome = error
+            self._flights.land(read.key, own, error)
             raise
         finally:
             # With anything but an Exception (cancelled, interrupted) it lands without an
-            # outcome, and one of the followers leads anew. Not flying, it cannot land.
+            # outcome, and one of the followers leads anew.
             self._flights.land(read.key, own, outcome)
 
     async def _follow(self, flight: Flight, read: _Read) -> Answer | None:
@@ -162,12 +184,13 @@ class Refill:
             if stale is None:
                 raise outcome.with_traceback(None)
             return stale
-        if outcome is not None and outcome.serves(read.first.generation):
-            return outcome
-        return None
+        if outcome is None:
+            return None
+        oldest = read.began - self._policy.ttl
+        return outcome if outcome.serves(read.first.generation, oldest) else None
 
     async def _landing(self, flight: Flight, key: str, deadline: float) -> bool:
-        """Wait until it has landed, or its leader is gone; False: not before the deadline."""
+        """Wait until it has landed, and land it if its leader is gone; False: not in time."""
         while True:
             left = deadline - self._clock.now()
             if await flight.landed.wait(max(0.0, min(left, _LIVENESS))):
@@ -188,27 +211,30 @@ class Refill:
                 await self._release(got)
         if got.generation is None:
             return await self._answer_past_cache(flight, read)
-        return self._expired(read, got) or await self._query(flight, read, got)
+        stale = self._expired(read, got)
+        return stale or await self._query(flight, read, got, self._clock.now())
 
     async def _lock_or_value(self, read: _Read) -> Lock | Answer | Miss:
         """Wait for the lock, or the value that its holder fills; a Miss: neither in time."""
         name = self._lock_key + read.key.removeprefix(self._policy.key)
         began = self._clock.now()
-        seen = read.first
-        while seen.generation is not None:
+        seen: Entry | Miss = read.first
+        left = math.inf
+        while True:
+            answer = self._kept(read, seen)
+            if answer is not None:
+                return answer
+            assert isinstance(seen, Miss)
+            if seen.generation is None or left <= 0:
+                return seen
             lock = await self._acquire(name)
             if lock is not None:
                 return lock
             now = self._clock.now()
-            if now >= read.deadline:
-                break
-            await self._clock.sleep(min(self._pause(now - began), read.deadline - now))
-            found = await self._look(read.key)
-            answer = self._kept(read, found)
-            if answer is not None:
-                return answer
-            seen = found if isinstance(found, Miss) else seen
-        return seen
+            left = read.deadline - now
+            if left > 0:
+                await self._clock.sleep(min(self._pause(now - began), left))
+            seen = await self._look(read.key)
 
     def _pause(self, waited: float) -> float:
         """About a tenth of the time waited, so that the last look is late by no more than that."""
@@ -217,6 +243,7 @@ class Refill:
 
     async def _loaded_answer(self, flight: Flight, read: _Read) -> Answer:
         """Look again, query, fill: the part that at most one holder of the lock is in."""
+        since = self._clock.now()
         second = await self._look(read.key)
         answer = self._kept(read, second)
         if answer is not None:
@@ -224,22 +251,21 @@ class Refill:
         assert isinstance(second, Miss)
         if second.generation is None:
             return await self._answer_past_cache(flight, read)
-        return await self._query(flight, read, second, fill=True)
+        return await self._query(flight, read, second, since, fill=True)
 
     async def _answer_past_cache(self, flight: Flight, read: _Read) -> Answer:
         """Query without a generation to share: per key one runs, and this one waits (P4)."""
         while (running := self._flights.ahead(read.key)) is not None:
             await self._landing(running, read.key, math.inf)
-        return await self._query(flight, read, Miss())
+        return await self._query(flight, read, Miss(), self._clock.now())
 
     async def _query(
-        self, flight: Flight, read: _Read, look: Miss, *, fill: bool = False
+        self, flight: Flight, read: _Read, look: Miss, since: float, *, fill: bool = False
     ) -> Answer:
         """Load, after `look`; if the database fails, let the expired copy stand in."""
-        since = self._clock.now()
         self._flights.begin(flight, look.generation)
         try:
-            loaded = await self._load(read)
+            loaded = await self._load(flight, read.scope)
         except Exception:
             stale = self._expired(read, look)
             if stale is None:
@@ -253,11 +279,11 @@ class Refill:
         await self._fill(read.key, look, loaded)
         return Answer(loaded.availability, Source.LOADED, since)
 
-    async def _load(self, read: _Read) -> Loaded:
+    async def _load(self, flight: Flight, scope: Scope | None) -> Loaded:
         outside = _loading.get()
-        _loading.set(outside | {(self, read.key)})
+        _loading.set(outside | {flight})
         try:
-            loaded = await self._slots.load(read.scope)
+            loaded = await self._slots.load(scope)
         finally:
             _loading.set(outside)
         if not isinstance(loaded, Loaded):
@@ -289,7 +315,7 @@ class Refill:
             found = await self._cache.read(key)
         except Exception:
             return unanswered(key)
-        return found if isinstance(found, Entry | Miss) else Miss()
+        return _believable(found)
 
     async def _fill(self, key: str, look: Miss, loaded: Loaded) -> None:
         policy = self._policy
@@ -318,10 +344,11 @@ class Refill:
 
     async def _acquire(self, name: str) -> Lock | None:
         try:
-            return await self._locks.acquire(name, ttl=self._policy.lock_ttl)
+            lock = await self._locks.acquire(name, ttl=self._policy.lock_ttl)
         except Exception:
             _log.warning("the lock could not be asked for: %r", name, exc_info=True)
             return _UNGUARDED
+        return lock if lock is None or isinstance(lock, Lock) else _UNGUARDED
 
     async def _release(self, lock: Lock) -> None:
         if lock is _UNGUARDED:

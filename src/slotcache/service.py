@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import lru_cache
 
 from slotcache.availability import Availability, Reading, Source
 from slotcache.memory import MemoryCache
@@ -42,10 +41,9 @@ class _Keys:
     def __init__(self, key: str, scope_type: type[Scope] | None) -> None:
         self._key = key
         self._scope_type = scope_type
-        # Typed, for 1 == True == 1.0. Making a key costs more than the look that it is for.
-        self.of = lru_cache(maxsize=4_096, typed=True)(self._made)
+        self._prefix = f"{key}:{scope_type.__name__}:" if scope_type else ""
 
-    def _made(self, scope: Scope | None) -> str:
+    def of(self, scope: Scope | None) -> str:
         """The key of one list; a scope that no change could ever clear is refused."""
         if scope is None:
             return self._key
@@ -54,10 +52,10 @@ class _Keys:
             raise ValueError(f"this table has no scopes: leave the scope {scope!r} out")
         if type(scope) is not expected:
             raise TypeError(f"a scope of this table is {expected.__name__}, not {scope!r}")
-        return f"{self._key}:{expected.__name__}:{scope}"
+        return f"{self._prefix}{scope}"
 
-    def wrong_after_change_in(self, scope: Scope | None) -> tuple[str, ...] | None:
-        """The keys of all lists that show this scope; None: every list there is."""
+    def showing(self, scope: Scope | None) -> tuple[str, ...] | None:
+        """The keys of all lists that a change in this scope makes wrong; None: every list."""
         if scope is not None:
             return self.of(scope), self._key
         return (self._key,) if self._scope_type is None else None
@@ -108,7 +106,7 @@ class SlotAvailabilityService:
         locks = cache.locks() if locks is None else locks
         self._cache = cache
         self._clock = clock
-        self._key = policy.key
+        self._key = policy.key  # the whole table's: a hit on it asks nobody for a key
         self._keys = _Keys(policy.key, slots.scope_type)
         ports = Ports(
             InlineCache(cache),
@@ -168,7 +166,7 @@ class SlotAvailabilityService:
             TypeError: The scope is not of the type that the table's scopes have.
             ValueError: The table has no scopes.
         """
-        return run(self._refill.clear(self._keys.wrong_after_change_in(scope)))
+        return run(self._refill.clear(self._keys.showing(scope)))
 
     def _look(self, key: str) -> Entry | Miss:
         try:
@@ -222,7 +220,7 @@ class AsyncSlotAvailabilityService:
 
     async def clear_availability_cache(self, scope: Scope | None = None) -> bool:
         """As `SlotAvailabilityService.clear_availability_cache`."""
-        return await self._refill.clear(self._keys.wrong_after_change_in(scope))
+        return await self._refill.clear(self._keys.showing(scope))
 
     async def _look(self, key: str) -> Entry | Miss:
         try:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 PATIENCE = 20.0
@@ -51,3 +51,21 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+class Counted(Generic[T]):
+    """A function that tells how often it has been called, to whoever waits for that."""
+
+    def __init__(self, function: Callable[..., T]) -> None:
+        self._function = function
+        self._calls = threading.Semaphore(0)
+
+    def __call__(self, *args: Any, **options: Any) -> T:
+        answer = self._function(*args, **options)
+        self._calls.release()
+        return answer
+
+    def wait_for(self, calls: int) -> None:
+        """Wait until that many calls more have returned."""
+        for _ in range(calls):
+            assert self._calls.acquire(timeout=PATIENCE), "it was not called so often"

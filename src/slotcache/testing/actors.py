@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Generator, Hashable
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 __all__ = ["Actor", "Request", "TaskActor", "ThreadActor"]
@@ -24,7 +23,6 @@ class Happening(Protocol):
     is_set: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Request:
     """Why an actor waits: for its turn, for a time, or for an event until a time.
 
@@ -33,9 +31,12 @@ class Request:
     its leader alive has changed nothing but the time.
     """
 
-    what: str
-    until: float = 0.0
-    event: Happening | None = None
+    __slots__ = ("event", "until", "what")
+
+    def __init__(self, what: str, until: float = 0.0, event: Happening | None = None) -> None:
+        self.what = what
+        self.until = until
+        self.event = event
 
     def __await__(self) -> Generator[Request, str, str]:
         return (yield self)
@@ -48,6 +49,7 @@ class Actor:
         self.name = name
         self.kind = name.split()[0]
         self.reads: object = None
+        self.alone = False
         self.pending = Request("start")
         self.observed = 0
         self.events = 0
@@ -57,7 +59,8 @@ class Actor:
 
     def follows(self, other: Actor) -> bool:
         """Whether `other` does just the same, so that it may as well be the one to start first."""
-        return self.kind == other.kind and self.name > other.name
+        alike = self.reads is other.reads or (self.alone and other.alone)
+        return alike and self.kind == other.kind and self.name > other.name
 
     def observe(self, what: Hashable) -> None:
         """Add to the digest of all that it has got to know."""
@@ -143,7 +146,7 @@ class ThreadActor(Actor):
         self._command = command
         self._mine.release()
         self._theirs.acquire()
-        if isinstance(self._error, Exception):
+        if self._error is not None:
             raise self._error
 
     def close(self) -> None:
@@ -153,3 +156,4 @@ class ThreadActor(Actor):
             self._command = "close"
             self._mine.release()
         self._thread.join(10.0)
+        assert not self._thread.is_alive(), f"{self.name} did not end"

@@ -40,11 +40,14 @@ def explore(scenario: Scenario, *, most_states: int = 1_000_000) -> Exploration:
 
     What is left out, and why that is sound:
 
-    - A step after which nothing shared was read or changed (`World.touched`) commutes with
-      whatever anybody else may do, so it is taken at once. Computing takes no time.
+    - A step in which nothing shared was read or changed (`World.touched`) commutes with
+      whatever anybody else may do, so it is taken at once.
+    - Computing takes no time: a look at the clock tells the instant of the last answer. Time
+      passes while calls are on their way, and while somebody sleeps or waits.
     - An actor begins right before its first call takes effect: beginning earlier, it would do
       the same, and less could be expected of it.
-    - Of actors that do the same, the first by name begins first: renaming them gives the rest.
+    - Of actors that do the same through one service, or each through its own, the first by name
+      begins first: renaming them gives the rest.
     - A follower gives up waiting early only once: finding its leader alive changes nothing.
 
     Args:

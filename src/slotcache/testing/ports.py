@@ -65,7 +65,7 @@ class Alive:
 
 
 class SimulatedEvent:
-    """An `AsyncEvent`, known by who made it and as their how-manieth."""
+    """An `AsyncEvent`, known by who made it, and by its number among theirs."""
 
     def __init__(self, world: World) -> None:
         assert world.current is not None
