@@ -18,11 +18,13 @@ from hypothesis.stateful import (
 )
 
 from slotcache import (
+    AvailabilityPolicy,
     Hold,
     HoldExpired,
     HoldManager,
     HoldState,
     IllegalTransition,
+    SlotAvailabilityService,
     SlotFull,
 )
 from slotcache.sql import SqlSlots
@@ -107,8 +109,15 @@ class HoldMachine(RuleBasedStateMachine):
         for slot_id, capacity in CAPACITIES.items():
             self.slots.add([(slot_id, capacity)], scope=SCOPES[slot_id])
         self.told: list[Any] = []
-        self.holds = HoldManager(self.slots, on_change=self.told.append)
+        self.service = SlotAvailabilityService(
+            self.slots, clock=self.clock, policy=AvailabilityPolicy(min_ttl=0)
+        )
+        self.holds = HoldManager(self.slots, on_change=self.changed)
         self.model = Model()
+
+    def changed(self, scope: str | None) -> None:
+        self.told.append(scope)
+        self.service.clear_availability_cache(scope)
 
     def teardown(self) -> None:
         self.slots.close()
@@ -180,11 +189,12 @@ class HoldMachine(RuleBasedStateMachine):
 
     @invariant()
     def lists_agree(self) -> None:
-        """Here a cached list can be compared as well."""
+        """The table's list, and the one that everybody is shown (P1): also when a hold just ended."""
         for scope in (None, "a", "b", "elsewhere"):
             loaded = self.slots.load(scope)
             end = self.model.next_end(scope)
             assert [tuple(row) for row in loaded.availability] == self.model.rows(scope)
+            assert self.service.get_availability(scope) == loaded.availability
             assert loaded.valid_for == (None if end is None else end - self.model.now)
 
     @invariant()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from typing import Any
@@ -65,6 +64,7 @@ def test_a_turn_that_comes_in_the_instant_of_giving_up_is_taken() -> None:
 @pytest.mark.parametrize("given_in_that_instant", [False, True])
 def test_a_wait_that_a_signal_ends_loses_no_turn(given_in_that_instant: bool) -> None:
     turns = new_turns()
+    waiting = threading.get_ident()
 
     def interrupt(*_: object) -> None:
         if given_in_that_instant:
@@ -73,7 +73,8 @@ def test_a_wait_that_a_signal_ends_loses_no_turn(given_in_that_instant: bool) ->
 
     def send() -> None:
         wait_for_queue(turns, 1)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        # To that very thread: a wait is not ended by a signal that another thread was sent.
+        signal.pthread_kill(waiting, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     thread = threading.Thread(target=send)

@@ -10,17 +10,24 @@ is open is closed before it, and opened again by whoever needs it next.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 
-from slotcache._fork import forget_after_fork
+from slotcache._fork import forget_after_fork, prepare_for_fork
 
 __all__ = ["Turns"]
 
 _PATIENCE = 0.5
+
+
+class _Waiter:
+    """Somebody who waits for a turn."""
+
+    def __init__(self) -> None:
+        self.called = threading.Lock()  # released when it is
+        self.called.acquire()
+        self.is_next = False
 
 
 class Turns:
@@ -38,24 +45,24 @@ class Turns:
         self._close = before_fork
         self._mutex = threading.Lock()
         self._taken = False
-        self._queue: deque[threading.Lock] = deque()
+        self._queue: deque[_Waiter] = deque()
         self._forking_thread: int | None = None
         forget_after_fork(self)
-        _registered.add(self)
+        prepare_for_fork(self)
 
     def take(self, timeout: float = -1) -> bool:
         """Wait for a turn, at most `timeout` seconds (-1: for ever); return whether it came."""
-        with self._mutex:
-            if not self._taken:
-                self._taken = True
-                return True
-            turn = threading.Lock()
-            turn.acquire()
-            self._queue.append(turn)
+        waiter = _Waiter()
         try:
-            return turn.acquire(timeout=timeout) or not self._leave(turn)
+            with self._mutex:
+                if not self._taken:
+                    self._taken = waiter.is_next = True
+                    return True
+                self._queue.append(waiter)
+            return waiter.called.acquire(timeout=timeout) or not self._leave(waiter)
         except BaseException:
-            if not self._leave(turn):
+            # A signal's, at any point above: neither the place nor the turn may be lost.
+            if not self._leave(waiter) and waiter.is_next:
                 self.give()
             raise
 
@@ -63,16 +70,18 @@ class Turns:
         """End the turn: it is the next one's."""
         with self._mutex:
             if self._queue:
-                self._queue.popleft().release()
+                waiter = self._queue.popleft()
+                waiter.is_next = True
+                waiter.called.release()
             else:
                 self._taken = False
 
-    def _leave(self, turn: threading.Lock) -> bool:
-        """Wait no longer; return False if the turn came in the same instant."""
+    def _leave(self, waiter: _Waiter) -> bool:
+        """Wait no longer; return False if it does not stand in the queue (any more)."""
         with self._mutex:
-            if turn not in self._queue:
+            if waiter not in self._queue:
                 return False
-            self._queue.remove(turn)
+            self._queue.remove(waiter)
             return True
 
     def __enter__(self) -> None:
@@ -97,20 +106,3 @@ class Turns:
         self._taken = False
         self._queue = deque()
         self._forking_thread = None
-
-
-_registered: weakref.WeakSet[Turns] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for turns in list(_registered):
-        turns._before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for turns in list(_registered):
-        turns._after_fork_in_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
