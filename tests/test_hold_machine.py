@@ -189,7 +189,7 @@ class HoldMachine(RuleBasedStateMachine):
 
     @invariant()
     def lists_agree(self) -> None:
-        """The table's list, and the one that everybody is shown (P1): also when a hold just ended."""
+        """The table's list, and the one that everybody is shown (P1), also when a hold ended."""
         for scope in (None, "a", "b", "elsewhere"):
             loaded = self.slots.load(scope)
             end = self.model.next_end(scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -815,6 +816,19 @@ class TestClosing:
 
             assert isinstance(slots.engine.pool, QueuePool)
             assert slots.engine.pool.checkedin() == 1
+
+    def test_what_nobody_closed_is_closed_with_the_last_reference(self) -> None:
+        slots = SqlSlots.sqlite(":memory:")
+        slots.create_tables()
+        slots.load()
+        keeper = slots._database._keeper
+        assert keeper is not None
+
+        del slots
+        gc.collect()
+
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            keeper.execute("SELECT 1")
 
 
 def clock_of(slots: SqlSlots) -> ManualClock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +87,8 @@ class SqlSlots:
             self._slots, self._holds, exact_collation=self._database.exact_collation
         )
         self._lists = ListReader(engine, self._statements, now=self._database.now)
+        # For tests and scripts, which close nothing. Not at exit, where a load may be running.
+        weakref.finalize(self, _close, self._lists, self._database).atexit = False
 
     @classmethod
     def sqlite(
@@ -113,13 +116,24 @@ class SqlSlots:
             clock: As for the class.
         """
         engine, keeper = engine_in_memory() if path == ":memory:" else (engine_on(path), None)
-        made = cls(engine, slots=slots, columns=columns, where=where, id_type=id_type, clock=clock)
+        try:
+            made = cls(
+                engine, slots=slots, columns=columns, where=where, id_type=id_type, clock=clock
+            )
+        except BaseException:
+            if keeper is not None:
+                keeper.close()
+            raise
         made._database.own(keeper)
         return made
 
     @property
     def engine(self) -> sa.Engine:
-        """The engine that it was given, or made."""
+        """The engine that it was given, or made.
+
+        Lists are read on an engine of their own: a listener on this one does not see them, one
+        on the class `sqlalchemy.Engine` does.
+        """
         return self._engine
 
     @property
@@ -156,6 +170,9 @@ class SqlSlots:
 
     def add(self, rows: Iterable[SlotRow], *, scope: Scope | None = None) -> None:
         """Insert slots, all or none. No cached list is cleared by it.
+
+        In a table of yours, the other columns get their defaults; where that will not do, insert
+        the rows yourself.
 
         Args:
             rows: (slot_id, capacity) or (slot_id, capacity, remaining) each.
@@ -201,8 +218,7 @@ class SqlSlots:
 
     def close(self) -> None:
         """Close the connections that it opened; an engine that it was given stays open."""
-        self._lists.close()
-        self._database.close()
+        _close(self._lists, self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -264,3 +280,8 @@ class SqlSlots:
 
 def _indexes(table: sa.Table) -> list[sa.Index]:
     return sorted(table.indexes, key=lambda index: str(index.name))
+
+
+def _close(lists: ListReader, database: Sqlite) -> None:
+    lists.close()
+    database.close()
