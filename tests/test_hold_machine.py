@@ -24,6 +24,7 @@ from slotcache import (
     HoldManager,
     HoldState,
     IllegalTransition,
+    Scope,
     SlotAvailabilityService,
     SlotFull,
 )
@@ -115,7 +116,7 @@ class HoldMachine(RuleBasedStateMachine):
         self.holds = HoldManager(self.slots, on_change=self.changed)
         self.model = Model()
 
-    def changed(self, scope: str | None) -> None:
+    def changed(self, scope: Scope | None) -> None:
         self.told.append(scope)
         self.service.clear_availability_cache(scope)
 

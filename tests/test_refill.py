@@ -545,7 +545,14 @@ def test_a_failing_cache_costs_a_query(operation, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     "answer",
-    [None, 5, {"slot": 10}, Miss(), Miss("a generation"), Miss(Generation(1, 0), None, "a copy")],
+    [
+        None,
+        5,
+        {"slot": 10},
+        Miss(),
+        Miss("a generation"),  # type: ignore[arg-type]
+        Miss(Generation(1, 0), None, "a copy"),  # type: ignore[arg-type]
+    ],
 )
 def test_a_lying_cache_costs_a_query(answer, monkeypatch):
     world = World()
