@@ -364,6 +364,24 @@ def test_an_interrupt_right_after_boarding_leaves_no_flight(monkeypatch):
     assert world.read().source is Source.LOADED
 
 
+def test_an_interrupt_right_before_landing_leaves_no_flight(monkeypatch):
+    world = World()
+    land, cut_in = world.flights.land, []
+
+    def interrupted(*args):
+        if not cut_in:
+            cut_in.append(True)
+            raise KeyboardInterrupt
+        land(*args)
+
+    monkeypatch.setattr(world.flights, "land", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        world.read()
+
+    assert world.flights._flying == {}
+    assert world.read().source is Source.CACHED
+
+
 def test_a_follower_leads_anew_within_a_second_when_the_leader_vanished():
     world = World(lock_timeout=1_000)
     vanished = Flight(InlineEvent(world.clock.event()), alive=lambda: False)
