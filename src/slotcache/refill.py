@@ -10,12 +10,11 @@
         release
 
 Rules for editors. Nothing here touches a clock, a thread, an event loop or a random source
-except through `Ports`. Every value that is handed to a reader passes one of two tests: it is
-fresh now, or its generation covers what the reader's own first look saw (`covers`); a query's
-answer passes because its load began after that look (`Flight.carries`), and not a `ttl` before
-the reader came. Cache and lock may fail or lie at any call: each is guarded where it stands, and
-costs a query (P4). What the repository raises is the reader's business, unless an expired copy can
-stand in (P5).
+except through `Ports`. Every value that is handed to a reader passes a test: it is fresh now; or
+its generation covers what the reader's own first look saw (`covers`); or it is a query's answer,
+whose load began after that look (`Flight.carries`) and not a `ttl` before the reader came. Cache
+and lock may fail or lie at any call: each is guarded where it stands, and costs a query (P4). What
+the repository raises is the reader's business, unless an expired copy can stand in (P5).
 
 What is not elegant: followers poll (`_LIVENESS`) for a leader that vanished without unwinding,
 because neither a thread nor a task tells anybody that it will never run again.
