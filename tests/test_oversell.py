@@ -309,7 +309,10 @@ class TestForks:
             for thread in threads:
                 thread.join()
 
-    def test_a_child_finds_the_turn_free_that_another_thread_keeps(self, slots: SqlSlots) -> None:
+    def test_a_child_finds_the_turn_free_that_another_thread_keeps(
+        self, slots: SqlSlots, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("slotcache.sql.turns._PATIENCE", 0.05)
         slots.add([(1, 10)])
         holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=1))
         taken, done = threading.Event(), threading.Event()

@@ -18,7 +18,7 @@ from slotcache._fork import forget_after_fork, prepare_for_fork
 
 __all__ = ["Turns"]
 
-_PATIENCE = 0.5
+_PATIENCE = 3.0  # seconds that a fork waits: a broken child is worse than a late one
 
 
 class _Waiter:
