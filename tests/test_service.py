@@ -6,7 +6,14 @@ from datetime import date
 
 import pytest
 
-from slotcache import AvailabilityPolicy, HoldManager, SlotAvailabilityService, Source
+from slotcache import (
+    AvailabilityPolicy,
+    BackendError,
+    HoldManager,
+    HoldPolicy,
+    SlotAvailabilityService,
+    Source,
+)
 from slotcache.memory import MemoryCache
 from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
@@ -344,3 +351,32 @@ def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
     shelf.remaining = 3
     two.clear_availability_cache()
     assert left(one.get_availability()) == 3
+
+
+# Parts that are none.
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"slots": "sqlite:///slots.db"}, r"slots must have 'load', as SqlSlots\(engine\) has"),
+        ({"cache": {}}, r"cache must have 'read', as MemoryCache\(\) has: not \{\}"),
+        ({"locks": []}, r"locks must have 'acquire', as MemoryLocks\(\) has: not \[\]"),
+        ({"policy": HoldPolicy()}, "policy must be an AvailabilityPolicy, not HoldPolicy"),
+    ],
+)
+def test_a_part_that_is_none_is_refused_where_it_is_given(parts, message):
+    with pytest.raises(TypeError, match=message):
+        SlotAvailabilityService(**{"slots": Shelf(), **parts})
+
+
+def test_a_manager_needs_a_table():
+    with pytest.raises(TypeError, match=r"slots must be a table such as SqlSlots\(engine\), not 5"):
+        HoldManager(5, on_change=None)
+
+
+def test_holds_without_their_table_are_told_how_it_is_made():
+    with SqlSlots.sqlite(":memory:") as slots:
+        holds = HoldManager(slots, on_change=None)
+        with pytest.raises(BackendError, match="no such table: slots: create_tables"):
+            holds.create(1)

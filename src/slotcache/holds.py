@@ -138,6 +138,8 @@ class HoldManager:
         on_change: InvalidationHook | None,
         policy: HoldPolicy = HoldPolicy(),
     ) -> None:
+        if not hasattr(slots, "_transact"):
+            raise TypeError(f"slots must be a table such as SqlSlots(engine), not {slots!r:.80}")
         if on_change is not None:
             _check_hook(on_change)
         self._slots = slots

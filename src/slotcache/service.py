@@ -61,6 +61,13 @@ class _Keys:
         return (self._key,) if self._scope_type is None else None
 
 
+def _check_part(name: str, part: object, example: str, *methods: str) -> None:
+    """Refuse what is no such part here, and not at the first read."""
+    missing = [method for method in methods if not hasattr(part, method)]
+    if missing:
+        raise TypeError(f"{name} must have {missing[0]!r}, as {example} has: not {part!r:.80}")
+
+
 class SlotAvailabilityService:
     """Answers "what is still free?" from a cache that no race leaves stale and no rush stampedes.
 
@@ -103,7 +110,12 @@ class SlotAvailabilityService:
     ) -> None:
         clock = SystemClock() if clock is None else clock
         cache = MemoryCache(clock=clock) if cache is None else cache
+        _check_part("slots", slots, "SqlSlots(engine)", "load", "scope_type")
+        _check_part("cache", cache, "MemoryCache()", "read", "look", "fill", "clear", "clear_all")
         locks = cache.locks() if locks is None else locks
+        _check_part("locks", locks, "MemoryLocks()", "acquire", "release")
+        if not isinstance(policy, AvailabilityPolicy):
+            raise TypeError(f"policy must be an AvailabilityPolicy, not {policy!r:.80}")
         self._cache = cache
         self._clock = clock
         self._key = policy.key  # the whole table's: a hit on it asks nobody for a key

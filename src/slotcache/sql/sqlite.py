@@ -135,7 +135,8 @@ def _translated(lock_wait: float) -> Iterator[None]:
     except DBAPIError as error:
         if _is_busy(error):
             raise Busy(waited=lock_wait) from error
-        raise BackendError(f"the database failed: {error.orig}") from error
+        hint = ": create_tables() makes it" if "no such table" in str(error.orig) else ""
+        raise BackendError(f"the database failed: {error.orig}{hint}") from error
     except PoolTimeoutError as error:
         raise BackendError(f"the engine had no connection to spare: {error}") from error
 
