@@ -5,7 +5,7 @@ from __future__ import annotations
 from slotcache.testing.clock import ManualClock
 from slotcache.testing.explore import Exploration, explore, sample
 from slotcache.testing.sandbox import Sandbox, sandbox
-from slotcache.testing.world import FAULTS, Scenario, Violation
+from slotcache.testing.scenario import FAULTS, Scenario, Violation
 
 __all__ = [
     "FAULTS",

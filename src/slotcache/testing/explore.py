@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from slotcache.testing.world import Choice, Scenario, Violation, World
+from slotcache.testing.scenario import Choice, Scenario, Violation
+from slotcache.testing.world import World
 
 __all__ = ["Exploration", "explore", "sample"]
 
