@@ -215,7 +215,7 @@ def overtaken_fill() -> Iterator[Script]:
 def test_a_waiter_takes_the_copy_that_covers_it_although_a_clear_outran_it(overtaken_fill):
     overtaken_fill.run("reader 1")
 
-    assert overtaken_fill.world.loads == 1
+    assert overtaken_fill.world.judge.loads == 1
     assert "reader 1   read                         ('CACHED', 0)" in overtaken_fill.finish()
 
 

@@ -185,8 +185,8 @@ class SimulatedTable:
 
     async def load(self, scope: Scope | None) -> Loaded:  # noqa: ARG002  (it has none)
         def effect() -> Loaded:
-            self._world.loads += 1
-            return Loaded(_list_at(self._world.version))
+            self._world.judge.loads += 1
+            return Loaded(_list_at(self._world.judge.version))
 
         with self._world.loading():
             return await self._world.call("query", effect)

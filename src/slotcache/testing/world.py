@@ -19,11 +19,12 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from slotcache.availability import Reading, Source
+from slotcache.availability import Reading
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import Entry, Loaded, Lock, Miss
 from slotcache.service import AsyncSlotAvailabilityService, SlotAvailabilityService
 from slotcache.testing.actors import Actor, Request, TaskActor, ThreadActor
+from slotcache.testing.judge import Expected, Judge
 from slotcache.testing.ports import (
     CAPACITY,
     Alive,
@@ -51,27 +52,18 @@ class World:
     Attributes:
         scenario: What it is a run of.
         time: The simulated instant, in seconds.
-        version: How many changes are committed; the list shows `1000 - version` as remaining.
-        acknowledged: How many of them are complete: every later read must show them (P1).
-        loads: How many queries were begun.
+        judge: Knows what is committed; the list shows as many places missing.
         touched: Whether the last step read or changed anything that is shared.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.time = 0.0
-        self.version = 0
-        self.acknowledged = 0
-        self.loads = 0
         self.touched = False
         self._events: list[tuple[str, str, object]] = []
         self.policy = AvailabilityPolicy(lock_timeout=0.001)
         self.faults = scenario.faults
-        self.committed_at: list[float] = []
-        self.judges_loads = scenario.exclusive and not scenario.faults
-        self._loading: list[str] = []
-        self._overlapping: set[str] = set()
-        self._loaded: set[str] = set()
+        self.judge = Judge(scenario, self.policy.ttl)
         self.current: Actor | None = None
         self.closed = False
         epochs = itertools.count(1)
@@ -146,12 +138,10 @@ class World:
             for index, service in enumerate(self.services)
             for key, flights in service._refill._flights._flying.items()
         ]
-        changes = (self.version, self.acknowledged, tuple(self.committed_at))
-        loads = (self.loads, tuple(self._loading), frozenset(self._overlapping))
         actors = tuple(actor.state() for actor in self.actors)
         cached = (kept, tuple(self.memory._fresh.items()), self.locks.state())
         shared = (self.time, self.faults, cached, tuple(flying))
-        return hash((shared, changes, loads, actors))
+        return hash((shared, self.judge.state(), actors))
 
     def timeline(self) -> str:
         """Return what happened, a line each."""
@@ -161,8 +151,7 @@ class World:
 
     def finish(self) -> None:
         """Judge the end of a run: nothing is left flying or locked, and a last read is right."""
-        if self.judges_loads:
-            self._judge_loads()
+        self.judge.finish(locked=bool(self.locks.state()))
         crashed = any(actor.crashed for actor in self.actors)
         reader = TaskActor("afterwards", self._read(self._service(blocking=False)))
         self._add(reader)
@@ -170,16 +159,6 @@ class World:
             self.step(("afterwards", "go"))
         if not crashed and any(one._refill._flights._flying for one in self.services):
             raise Violation("a flight is left in the air")
-
-    def _judge_loads(self) -> None:
-        """Judge P3, where nothing disturbs the locks."""
-        if self.locks.state():
-            raise Violation("a lock is left held")
-        if len(self._overlapping & self._loaded) > 1:
-            raise Violation("two queries ran at a time, both under the lock (P3)")
-        most = 1 + self.scenario.writers
-        if self.scenario.services == 1 and self.loads > most:
-            raise Violation(f"{self.loads} queries where {most} are enough (P3)")
 
     def close(self) -> None:
         """Unwind every actor, so that no coroutine or thread is left."""
@@ -208,18 +187,16 @@ class World:
     def loading(self) -> Iterator[None]:
         """Note, where that is judged, whose queries run side by side."""
         assert self.current is not None
-        if not self.judges_loads:
+        if not self.judge.counts:
             yield
             return
         name = self.current.name
-        if self._loading:
-            self._overlapping |= {name, *self._loading}
-        self._loading.append(name)
+        self.judge.begin_load(name)
         self.touched = True
         try:
             yield
         finally:
-            self._loading.remove(name)
+            self.judge.end_load(name)
             self.touched = True
 
     def note(self, what: str, answer: object) -> None:
@@ -295,12 +272,12 @@ class World:
     async def _read(self, service: Any) -> None:
         with self._database_may_fail():
             expected = self._expected()
-            self._judge(expected, await service.read())
+            self._show(expected, await service.read())
 
     def _read_blocking(self, service: Any) -> None:
         with self._database_may_fail():
             expected = self._expected()
-            self._judge(expected, service.read())
+            self._show(expected, service.read())
 
     @contextmanager
     def _database_may_fail(self) -> Iterator[None]:
@@ -330,37 +307,23 @@ class World:
 
     def _acknowledge(self, version: int) -> None:
         self.touched = True
-        self.acknowledged = max(self.acknowledged, version)
+        self.judge.acknowledge(version)
 
     async def _commit(self) -> int:
-        def effect() -> int:
-            self.version += 1
-            self.committed_at.append(self.time)
-            return self.version
+        return await self.call("commit", lambda: self.judge.commit(self.time))
 
-        return await self.call("commit", effect)
-
-    def _expected(self) -> tuple[int, int]:
-        """What a read that begins now must show: in any case, and unless it is marked STALE."""
+    def _expected(self) -> Expected:
         self.touched = True
-        ttl = self.policy.ttl
-        old = sum(1 for instant in self.committed_at if instant + ttl < self.time)
-        expected = (self.acknowledged, old)
+        expected = self.judge.expected_at(self.time)
         self.note("read, to show at least", expected)
         return expected
 
-    def _judge(self, expected: tuple[int, int], reading: Reading) -> None:
-        acknowledged, old = expected
+    def _show(self, expected: Expected, reading: Reading) -> None:
+        assert self.current is not None
         slot = reading.availability[0]
         shown = slot.capacity - slot.remaining
         self.note("read", (reading.source.name, shown))
-        assert self.current is not None
-        if reading.source is Source.LOADED:
-            self._loaded.add(self.current.name)
-        if shown < acknowledged:
-            raise Violation(f"a read shows change {shown}, {acknowledged} were complete (P1)")
-        if shown < old and reading.source is not Source.STALE:
-            raise Violation(f"a read is older than its ttl: shows {shown}, not {old} (P2)")
+        self.judge.read(self.current.name, expected, reading, shown)
 
     def _is_ready(self, request: Request) -> bool:
         event = request.event
