@@ -141,8 +141,9 @@ class SlotAvailabilityService:
     def read(self, scope: Scope | None = None) -> Reading:
         """Return the list with its source, age and version.
 
-        It shows every change that was complete before this call (P1), and unless its source is
-        STALE it is never older than `ttl` (P2). A miss costs one query however many ask (P3).
+        It shows every change that was complete before this call (P1) and, unless its source is
+        STALE, everything that was committed a `ttl` before it, cleared or not (P2). A miss costs
+        one query however many ask (P3).
 
         Args:
             scope: The part of the table; None: all of it.
