@@ -361,3 +361,15 @@ def _little_endian(column: array[int]) -> bytes:
 def _shown(slot_id: SlotId) -> str:
     # Quotes tell "1" from 1, and the text of a UUID from a UUID.
     return repr(slot_id) if isinstance(slot_id, str) else str(slot_id)
+
+
+def refused_scope(scope: object, expected: type[Scope] | None) -> Exception:
+    """Return the error for a scope that is not exactly of the type that a table's scopes have.
+
+    Exactly, for a bool is no int here, and a datetime no date. None: the table has no scopes.
+    """
+    if expected is None:
+        return ValueError(f"this table has no scopes: leave the scope {scope!r} out")
+    return TypeError(
+        f"a scope of this table is {expected.__name__}, not {type(scope).__name__}: {scope!r}"
+    )

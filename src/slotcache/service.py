@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from slotcache.availability import Availability, Reading, Source
+from slotcache.availability import Availability, Reading, Source, refused_scope
 from slotcache.memory import MemoryCache
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
@@ -47,11 +47,8 @@ class _Keys:
         """The key of one list; a scope that no change could ever clear is refused."""
         if scope is None:
             return self._key
-        expected = self._scope_type
-        if expected is None:
-            raise ValueError(f"this table has no scopes: leave the scope {scope!r} out")
-        if type(scope) is not expected:
-            raise TypeError(f"a scope of this table is {expected.__name__}, not {scope!r}")
+        if type(scope) is not self._scope_type:
+            raise refused_scope(scope, self._scope_type)
         return f"{self._prefix}{scope}"
 
     def showing(self, scope: Scope | None) -> tuple[str, ...] | None:

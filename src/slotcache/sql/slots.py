@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from slotcache.availability import Scope, SlotId
+from slotcache.availability import Scope, SlotId, refused_scope
 from slotcache.holds import Change, Ledger
 from slotcache.policy import HoldPolicy
 from slotcache.protocols import Clock, Loaded
@@ -254,17 +254,8 @@ class SqlSlots:
         )
 
     def _check_scope(self, scope: Scope | None) -> None:
-        expected = self.scope_type
-        if scope is None:
-            return
-        if expected is None:
-            raise ValueError(f"this table has no scopes: leave the scope {scope!r} out")
-        # Exactly: a bool is no int here, and a datetime no date.
-        if type(scope) is not expected:
-            raise TypeError(
-                f"a scope of this table is {expected.__name__}, not {type(scope).__name__}: "
-                f"{scope!r}"
-            )
+        if scope is not None and type(scope) is not self.scope_type:
+            raise refused_scope(scope, self.scope_type)
 
     def _refuse_existing(
         self, connection: sa.Connection, inserted: Sequence[Mapping[str, Any]]
