@@ -1,9 +1,9 @@
 """What is free: the list that everybody reads, one row of it, and how a read came by it.
 
 A list is kept as columns, and its rows are made when somebody asks for them: the same object
-goes to every reader, so a hit costs the same for ten slots and for a hundred thousand. It never
-changes (P9); what it computes later (index, JSON, etag) is the same whichever thread is first,
-so these are kept without a lock.
+goes to every reader, so a hit costs the same for ten slots and for a hundred thousand. A column
+of integers is the narrowest array that holds it. It never changes (P9); what it computes later
+(index, JSON, etag) is the same whichever thread is first, so these are kept without a lock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import operator
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from hashlib import blake2b
@@ -29,8 +30,14 @@ SlotId = int | str | UUID
 Scope = str | int | UUID | date
 """What partitions the list: an event, a day, a venue. `None` stands for the whole table."""
 
-_Ids: TypeAlias = "array[int] | tuple[str, ...] | tuple[UUID, ...]"
-_Columns: TypeAlias = "tuple[_Ids, array[int], array[int]]"
+Ids: TypeAlias = "array[int] | tuple[str, ...] | tuple[UUID, ...]"
+_Columns: TypeAlias = "tuple[Ids, array[int], array[int]]"
+
+ID_TYPECODES = "bhiq"
+"""The arrays of 1, 2, 4 and 8 bytes an item, in which int ids are kept."""
+
+COUNT_TYPECODES = "BHI"
+"""The arrays of 1, 2 and 4 bytes an item, without sign, in which counts are kept."""
 
 _MAX_CAPACITY = 2**31 - 1
 _ROWS_IN_REPR = 8
@@ -60,7 +67,7 @@ class Availability(Sequence[SlotAvailability]):
 
     __slots__ = ("_capacities", "_etag", "_ids", "_json", "_positions", "_remainings")
 
-    _ids: _Ids
+    _ids: Ids
     _capacities: array[int]
     _remainings: array[int]
     _positions: dict[SlotId, int] | None
@@ -101,11 +108,19 @@ class Availability(Sequence[SlotAvailability]):
         columns = _packed(ids, capacities, remainings)
         if columns is None:
             raise _refusal(ids, capacities, remainings)
+        return cls._of_packed(*columns)
+
+    @classmethod
+    def _of_packed(cls, ids: Ids, capacities: array[int], remainings: array[int]) -> Availability:
+        """As `_of_columns`, from columns as they are kept, which it keeps: no check."""
         self = cls.__new__(cls)
-        for name, column in zip(("_ids", "_capacities", "_remainings"), columns, strict=True):
-            object.__setattr__(self, name, column)
-        for name in ("_positions", "_json", "_etag"):
-            object.__setattr__(self, name, None)
+        put = object.__setattr__
+        put(self, "_ids", ids)
+        put(self, "_capacities", capacities)
+        put(self, "_remainings", remainings)
+        put(self, "_positions", None)
+        put(self, "_json", None)
+        put(self, "_etag", None)
         return self
 
     def get(self, slot_id: SlotId) -> SlotAvailability | None:
@@ -145,9 +160,10 @@ class Availability(Sequence[SlotAvailability]):
         """
         made = self._etag
         if made is None:
-            digest = blake2b(_id_bytes(self._ids), digest_size=16)
-            digest.update(_little_endian(self._capacities))
-            digest.update(_little_endian(self._remainings))
+            digest = blake2b(b"%d " % self._capacities.itemsize, digest_size=16)
+            digest.update(_id_bytes(self._ids))
+            digest.update(little_endian(self._capacities))
+            digest.update(little_endian(self._remainings))
             made = f'"{digest.hexdigest()}"'
             object.__setattr__(self, "_etag", made)
         return made
@@ -253,40 +269,43 @@ def _packed(
 ) -> _Columns | None:
     """Return the columns as they are kept; None: some row cannot be true."""
     slots = _packed_ids(ids)
-    places = _packed_counts(capacities)
-    free = _packed_counts(remainings)
-    if slots is None or places is None or free is None:
+    places = _packed_counts(COUNT_TYPECODES, capacities)
+    if slots is None or places is None:
         return None
-    if len(set(slots)) < len(slots):
+    # Of the capacities' width: a count that it cannot hold is below 0 or above its capacity.
+    free = _packed_counts(places.typecode, remainings)
+    if free is None or any(map(operator.gt, free, places)):
         return None
-    # With no free count below 0 or above its capacity, no capacity is below 0 either.
-    if min(free, default=0) < 0 or any(map(operator.gt, free, places)):
+    if max(places, default=0) > _MAX_CAPACITY or len(set(slots)) < len(slots):
         return None
     return slots, places, free
 
 
-def _packed_ids(ids: Sequence[Any]) -> _Ids | None:
+def _packed_ids(ids: Sequence[Any]) -> Ids | None:
     """Return the ids as plain values of one type; None: that cannot be done."""
     kind = _kind(ids)
-    try:
-        if kind is int:
-            return array("q", ids)
-        if kind is UUID:
-            return tuple(each if type(each) is UUID else UUID(int=each.int) for each in ids)
-        if kind is str:
+    if kind is int:
+        return narrowest(ID_TYPECODES, ids)
+    if kind is UUID:
+        return tuple(each if type(each) is UUID else UUID(int=each.int) for each in ids)
+    if kind is str:
+        with suppress(UnicodeEncodeError):
             "".join(ids).encode()
             return tuple(map(str.__str__, ids))
-    except (OverflowError, UnicodeEncodeError):
-        pass
     return None
 
 
-def _packed_counts(counts: Sequence[int]) -> array[int] | None:
-    """Return the counts in 32 bits each; None: one is not an int, or does not fit."""
-    try:
-        return array("i", counts) if _kind(counts) is int else None
-    except OverflowError:
-        return None
+def _packed_counts(typecodes: str, counts: Sequence[int]) -> array[int] | None:
+    """Return the counts in the first array that holds them; None: not all are such ints."""
+    return narrowest(typecodes, counts) if _kind(counts) is int else None
+
+
+def narrowest(typecodes: str, values: Sequence[int]) -> array[int] | None:
+    """Return the values in the first of these arrays that holds them; None: none does."""
+    for typecode in typecodes:
+        with suppress(OverflowError):
+            return array(typecode, values)
+    return None
 
 
 def _triple(index: int, row: object) -> tuple[SlotId, int, int]:
@@ -341,16 +360,19 @@ def _wrong_value(slot_id: SlotId, capacity: int, remaining: int) -> str | None:
 
 
 def _id_bytes(ids: Sequence[Any]) -> bytes:
-    """Return bytes that tell the type, the number and the content of the ids."""
+    """Return bytes that tell the type, the number and the content of the ids.
+
+    Equal numbers have equal widths, so the bytes of the arrays are as good as the numbers.
+    """
     if isinstance(ids, array):
-        return b"int %d " % len(ids) + _little_endian(ids)
+        return b"int %d of %d " % (len(ids), ids.itemsize) + little_endian(ids)
     if isinstance(ids[0], UUID):
         return b"uuid %d " % len(ids) + b"".join(each.bytes for each in ids)
     lengths = array("q", map(len, ids))
-    return b"str %d " % len(ids) + _little_endian(lengths) + "".join(ids).encode()
+    return b"str %d " % len(ids) + little_endian(lengths) + "".join(ids).encode()
 
 
-def _little_endian(column: array[int]) -> bytes:
+def little_endian(column: array[int]) -> bytes:
     """Return the same bytes on every platform."""
     if sys.byteorder == "big":
         column = column[:]
