@@ -17,14 +17,9 @@ from cachetools import LRUCache, TLRUCache
 
 from slotcache._fork import forget_after_fork
 from slotcache.availability import Availability
-from slotcache.protocols import Clock, Entry, Generation, Lock, Miss
+from slotcache.protocols import AsyncClock, Clock, Entry, Generation, Lock, Miss, random_epoch
 
 __all__ = ["MemoryCache", "MemoryLocks"]
-
-
-def random_epoch() -> int:
-    """Return 64 random bits: a record that was lost never comes back under its old epoch."""
-    return secrets.randbits(64)
 
 
 @dataclass(slots=True)
@@ -77,7 +72,7 @@ class MemoryCache:
         self,
         *,
         maxsize: int = 10_000,
-        clock: Clock | None = None,
+        clock: Clock | AsyncClock | None = None,
         epoch: Callable[[], int] = random_epoch,
     ) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
@@ -166,7 +161,7 @@ class MemoryLocks:
         clock: Where the time comes from; None: `time.monotonic`.
     """
 
-    def __init__(self, *, clock: Clock | None = None) -> None:
+    def __init__(self, *, clock: Clock | AsyncClock | None = None) -> None:
         self._now = monotonic if clock is None else clock.now
         self._after_fork()
         forget_after_fork(self)

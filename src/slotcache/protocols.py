@@ -10,6 +10,7 @@ whose generation covers the generation that its own first look saw.*
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,6 +37,7 @@ __all__ = [
     "Scope",
     "SlotId",
     "SlotRepository",
+    "random_epoch",
 ]
 
 
@@ -55,6 +57,11 @@ class Generation:
     def covers(self, seen: Generation | None) -> bool:
         """Whether a load begun under this generation shows all that a look at `seen` must show."""
         return seen is not None and self.epoch == seen.epoch and self.clears >= seen.clears
+
+
+def random_epoch() -> int:
+    """Return 64 random bits: a record that was lost never comes back under its old epoch."""
+    return secrets.randbits(64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""For tests, yours and ours: a whole service in one line, time by hand, every schedule."""
+"""For tests, yours and ours: a service in one line, time by hand, every schedule, the laws."""
 
 from __future__ import annotations
 
 from slotcache.testing.clock import ManualClock
 from slotcache.testing.explore import Exploration, explore, sample
+from slotcache.testing.laws import Subject, cache_laws, lock_laws
 from slotcache.testing.sandbox import Sandbox, sandbox
 from slotcache.testing.scenario import FAULTS, Scenario, Violation
 
@@ -13,8 +14,11 @@ __all__ = [
     "ManualClock",
     "Sandbox",
     "Scenario",
+    "Subject",
     "Violation",
+    "cache_laws",
     "explore",
+    "lock_laws",
     "sample",
     "sandbox",
 ]

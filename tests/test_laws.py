@@ -1,0 +1,90 @@
+"""The laws, on every backend that ships; and on broken ones, which they must catch."""
+
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import cycle
+
+import pytest
+
+from slotcache.file import FileCache, FileLocks
+from slotcache.memory import MemoryCache, MemoryLocks
+from slotcache.testing import ManualClock, Subject, cache_laws, lock_laws
+from tests.support.broken import MISTAKES
+from tests.support.elsewhere import Elsewhere
+
+each_cache_law = pytest.mark.parametrize("law", cache_laws, ids=lambda law: law.__name__)
+each_lock_law = pytest.mark.parametrize("law", lock_laws, ids=lambda law: law.__name__)
+
+
+@pytest.fixture(params=["manual time", "real time"])
+def clock(request):
+    return ManualClock() if request.param == "manual time" else None
+
+
+def subject(clock, open_):
+    if clock is None:
+        return Subject(open_)
+    return Subject(open_, now=clock.now, pass_time=clock.advance)
+
+
+@pytest.fixture
+def closed_later():
+    with ExitStack() as stack:
+        yield lambda backend: stack.enter_context(closing(backend))
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    with closing(Elsewhere()) as process:
+        yield process
+
+
+@each_cache_law
+def test_a_cache_in_memory_obeys(law, clock):
+    cache = MemoryCache(clock=clock)
+    law(subject(clock, lambda: cache))
+
+
+@each_lock_law
+def test_locks_in_memory_obey(law, clock):
+    locks = MemoryLocks(clock=clock)
+    law(subject(clock, lambda: locks))
+
+
+@each_cache_law
+def test_a_cache_in_files_obeys(law, clock, tmp_path, closed_later):
+    law(subject(clock, lambda: closed_later(FileCache(tmp_path, clock=clock))))
+
+
+@each_lock_law
+def test_locks_in_files_obey(law, clock, tmp_path, closed_later):
+    law(subject(clock, lambda: closed_later(FileLocks(tmp_path, clock=clock))))
+
+
+@each_cache_law
+def test_a_cache_in_files_obeys_in_two_processes(law, tmp_path, elsewhere, closed_later):
+    here_and_there = cycle([FileCache, partial(elsewhere.make, FileCache)])
+    law(Subject(lambda: closed_later(next(here_and_there)(tmp_path))))
+
+
+@each_lock_law
+def test_locks_in_files_obey_in_two_processes(law, tmp_path, elsewhere, closed_later):
+    here_and_there = cycle([FileLocks, partial(elsewhere.make, FileLocks)])
+    law(Subject(lambda: closed_later(next(here_and_there)(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("law", "opened"),
+    [
+        pytest.param(law, opened, id=f"{name} breaks {law.__name__}")
+        for law, name, opened in MISTAKES
+    ],
+)
+def test_a_law_catches(law, opened):
+    clock = ManualClock()
+    with pytest.raises(AssertionError):
+        law(subject(clock, opened(clock)))
+
+
+def test_no_law_is_one_that_nothing_can_break():
+    assert {law for law, _, _ in MISTAKES} == {*cache_laws, *lock_laws}
