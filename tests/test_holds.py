@@ -515,7 +515,7 @@ class TestHook:
         slots.close()
         engine.dispose()
 
-    def test_a_hook_that_raises_is_logged_and_fails_nothing(
+    def test_a_hook_that_raises_is_logged_and_counted_and_fails_nothing(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         def hook(_scope: object) -> None:
@@ -523,10 +523,12 @@ class TestHook:
 
         with opened("memory", tmp_path) as slots:
             slots.add([(1, 4)], scope="a")
-            hold = HoldManager(slots, on_change=hook).create(1)
+            holds = HoldManager(slots, on_change=hook)
+            hold = holds.create(1)
 
             assert hold.state is HoldState.HELD
             assert free(slots, 1) == 3
+            assert holds.hook_failures == 1
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("slotcache", logging.ERROR)
         assert "scope 'a'" in record.getMessage()

@@ -638,7 +638,7 @@ def test_without_a_generation_one_query_runs_and_one_waits(monkeypatch):
 def test_a_second_look_that_fails_waits_for_the_query_that_runs(monkeypatch):
     world = World()
     locks = NoLocks()
-    world.service._refill._locks = InlineLocks(locks)
+    world.service._refill._locks._locks = InlineLocks(locks)
     gate = world.shelf.during_load = Gate()
     first = spawn(world.read)
     gate.wait_for_somebody()

@@ -36,6 +36,16 @@ class NoEpoch(MemoryCache):
         super().__init__(**{**options, "epoch": lambda: 0})
 
 
+def believe_a_cache_that_owes_a_clear(service: Any) -> None:
+    service._trouble.note = lambda _key: None
+
+
+def drop_a_note_with_any_answer(service: Any) -> None:
+    trouble = service._trouble
+    taken = trouble.taken
+    trouble.taken = lambda key, _ticket: taken(key, trouble.ticket())
+
+
 class SharedByKey(Flights):
     """Single flight as usual: whoever asks for the same key joins."""
 
@@ -84,13 +94,19 @@ ONE_FAULT_OF = {
     "the record is evicted": frozenset({"evict"}),
     "a ttl passes": frozenset({"a ttl passes"}),
     "the lock is lost": frozenset({"lose lock"}),
-    "a call fails": frozenset(fault for fault in FAULTS if fault.startswith("fail")),
+    "the lock or a query fails": frozenset({"fail lock", "fail query", "fail release"}),
+}
+A_CALL_OF_THE_CACHE_FAILS = {
+    "a clear fails": frozenset({"fail clear"}),
+    "a fill fails": frozenset({"fail fill"}),
+    "a look fails": frozenset({"fail look"}),
 }
 processes = pytest.mark.parametrize("services", [1, 2], ids=["one process", "two processes"])
 
 
 def test_every_fault_is_tried():
-    assert frozenset[str]().union(*ONE_FAULT_OF.values()) == FAULTS
+    tried = [*ONE_FAULT_OF.values(), *A_CALL_OF_THE_CACHE_FAILS.values()]
+    assert frozenset[str]().union(*tried) == FAULTS
 
 
 @processes
@@ -101,6 +117,26 @@ def test_no_schedule_of_two_readers_and_a_writer_breaks_a_promise(services, faul
     report(f"2 readers, 1 writer, {services} services, fault: {fault}", explored)
     assert explored.counterexample is None, explored.counterexample
     assert explored.complete
+
+
+@pytest.mark.parametrize("fault", A_CALL_OF_THE_CACHE_FAILS)
+def test_a_cache_that_fails_and_comes_back_breaks_no_promise(fault, report):
+    explored = explore(Scenario(faults=A_CALL_OF_THE_CACHE_FAILS[fault]))
+
+    report(f"2 readers, 1 writer, 1 services, fault: {fault}", explored)
+    assert explored.counterexample is None, explored.counterexample
+    assert explored.complete
+
+
+@pytest.mark.parametrize("fault", A_CALL_OF_THE_CACHE_FAILS)
+@pytest.mark.parametrize("writers", [1, 2])
+def test_a_cache_that_fails_one_of_two_processes_breaks_no_promise(fault, writers, report):
+    world = Scenario(services=2, writers=writers, faults=A_CALL_OF_THE_CACHE_FAILS[fault])
+    explored = sample(world, runs=1_000, seed=2013)
+
+    report(f"2 readers, {writers} writers, 2 services, fault: {fault}", explored)
+    assert explored.counterexample is None, explored.counterexample
+    assert explored.states > 1_000
 
 
 def test_three_readers_of_a_cold_list_cause_one_query(report):
@@ -135,6 +171,12 @@ TWINS = {
     "no epoch": Scenario(cache=NoEpoch, faults=frozenset({"evict"})),
     "kept copy without the covers check": Scenario(prepare=take_any_kept_copy),
     "clear before commit": Scenario(clear_first=True),
+    "a cache that owes a clear is believed": Scenario(
+        faults=frozenset({"fail clear"}), prepare=believe_a_cache_that_owes_a_clear
+    ),
+    "a note goes with any answer": Scenario(
+        writers=2, faults=frozenset({"fail clear"}), prepare=drop_a_note_with_any_answer
+    ),
 }
 
 

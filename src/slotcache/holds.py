@@ -113,7 +113,8 @@ class HoldManager:
         on_change: Called with the scope whose list changed, after the commit and with no
             connection in hand, once for each transaction and scope (P8); usually
             `SlotAvailabilityService.clear_availability_cache`. Write None if nothing caches
-            the list. What it raises is logged, and the call that made the change succeeds.
+            the list. What it raises is logged and counted, and the call that made the change
+            succeeds.
         policy: How long holds last, and how long to wait for a locked slot.
 
     Raises:
@@ -145,6 +146,12 @@ class HoldManager:
         self._slots = slots
         self._on_change = on_change
         self._policy = policy
+        self._hook_failures = 0
+
+    @property
+    def hook_failures(self) -> int:
+        """How often the hook has raised: each time a list may have been shown for a `ttl` (P8)."""
+        return self._hook_failures
 
     def create(
         self,
@@ -265,6 +272,7 @@ class HoldManager:
                 answer.close()
                 raise TypeError("the hook returned a coroutine, which nobody here can await")
         except Exception:
+            self._hook_failures += 1
             _log.exception(
                 "the on_change hook failed for scope %r: its cached list is out of date "
                 "until its ttl ends",

@@ -22,20 +22,26 @@ because neither a thread nor a task tells anybody that it will never run again.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
-from slotcache.availability import Source
+from slotcache.availability import Availability, Source
+from slotcache.events import Counts, Health
 from slotcache.flight import Answer, Flight, Flights
+from slotcache.guard import Background, Guard, GuardedCache, GuardedLocks, believable
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
     AsyncCacheBackend,
     AsyncClock,
     AsyncLockProvider,
     AsyncSlotRepository,
+    CacheBackend,
     Entry,
     Generation,
     Loaded,
@@ -43,17 +49,17 @@ from slotcache.protocols import (
     Miss,
     Scope,
 )
+from slotcache.trouble import Trouble
 
-__all__ = ["Ports", "Refill", "unanswered"]
+__all__ = ["Ports", "Refill"]
 
 _log = logging.getLogger("slotcache")
+
+AnswerT = TypeVar("AnswerT", Answer, Answer | None)
 
 _LIVENESS = 1.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.050
 _PAUSE_SHARE = 0.1
-
-# Stands for the lock when the provider itself is broken: one query a process, instead of none.
-_UNGUARDED = Lock(name="", token="")
 
 # The flights whose loads this code runs inside of. A context that was copied in a load may
 # outlive it, so what counts is whether they still fly.
@@ -71,6 +77,10 @@ class Ports:
         clock: Time, and every wait.
         runner: Called by a leader: returns a function that tells, later, whether it still runs.
         jitter: A random number in [0, 1).
+        background: Has a flow run beside the readers.
+        trouble: The cache's.
+        lock_trouble: The locks'.
+        known: Where this process keeps what it last knew, for when both cache and table fail.
     """
 
     cache: AsyncCacheBackend
@@ -79,34 +89,25 @@ class Ports:
     clock: AsyncClock
     runner: Callable[[], Callable[[], bool]]
     jitter: Callable[[], float]
-
-
-def unanswered(key: str) -> Miss:
-    """What a look is worth when the cache raised: log it, and go on without a generation."""
-    _log.warning("the cache could not be read: %r", key, exc_info=True)
-    return Miss()
-
-
-def _believable(found: object) -> Entry | Miss:
-    """Take for no answer what cannot be one: caches may also lie (P4)."""
-    if isinstance(found, Entry):
-        return found
-    if (
-        isinstance(found, Miss)
-        and isinstance(found.generation, Generation | None)
-        and isinstance(found.copy, Entry | None)
-    ):
-        return found
-    return Miss()
+    background: Background
+    trouble: Trouble
+    lock_trouble: Trouble
+    known: CacheBackend
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One reader: what it asks for, what its first look saw, when it came and how long it waits."""
+    """One reader: what it asks for, what it saw first, when it came and how long it waits.
+
+    Attributes:
+        first: What its first look saw.
+        known: The generation, at that time, of what this process last knew.
+    """
 
     key: str
     scope: Scope | None
     first: Miss
+    known: Generation | None
     began: float
     deadline: float
 
@@ -115,14 +116,19 @@ class Refill:
     """The flow of one service, and its flights."""
 
     def __init__(self, ports: Ports, policy: AvailabilityPolicy) -> None:
-        self._cache = ports.cache
-        self._locks = ports.locks
+        self.counts = Counts()
+
+        def guard(trouble: Trouble) -> Callable[[Callable[[], Awaitable[object]]], Guard]:
+            return partial(Guard, trouble, ports.clock, ports.background)
+
+        self._cache = GuardedCache(ports.cache, policy, self.counts, guard(ports.trouble))
+        self._locks = GuardedLocks(ports.locks, policy, guard(ports.lock_trouble))
+        self._known = ports.known
         self._slots = ports.slots
         self._clock = ports.clock
         self._runner = ports.runner
         self._jitter = ports.jitter
         self._policy = policy
-        self._lock_key = policy.lock_key or f"{policy.key}.lock"
         self._flights = Flights()
 
     async def answer(self, key: str, scope: Scope | None, first: object) -> Answer:
@@ -132,10 +138,11 @@ class Refill:
                 f"a read of {key!r} from inside its own load would wait for itself: "
                 "let the load read the table, and nothing else"
             )
-        seen = _believable(first)
+        seen = believable(first)
         assert isinstance(seen, Miss)
+        known = self._known.look(key).generation
         now = self._clock.now()
-        read = _Read(key, scope, seen, now, now + self._policy.lock_timeout)
+        read = _Read(key, scope, seen, known, now, now + self._policy.lock_timeout)
         while True:
             own = Flight(self._clock.event(), self._runner())
             try:
@@ -147,11 +154,38 @@ class Refill:
             if answer is not None:
                 return answer
 
-    async def clear(self, keys: Iterable[str] | None) -> bool:
+    async def clear(self, keys: Iterable[str | None]) -> bool:
         """Clear these keys (None: every key); return whether the cache took each of them."""
-        if keys is None:
-            return await self._cleared(None)
-        return all([await self._cleared(key) for key in keys])
+        keys = list(keys)
+        for key in keys:
+            self._known.clear_all() if key is None else self._known.clear(key)
+        delivered = await self._cache.clear(keys)
+        self.counts.clears += 1
+        self.counts.undelivered += not delivered
+        return delivered
+
+    def unanswered(self, key: str) -> Miss:
+        """What a first look is worth whose exception is being handled."""
+        return self._cache.unanswered(key)
+
+    def unasked(self) -> Miss:
+        """What a first look is worth that was not made, because the cache is in trouble."""
+        self._cache.guard.attend()
+        return Miss()
+
+    def health(self) -> Health:
+        """Tell whether cache and locks are asked, and what the cache has not taken."""
+        cache, locks = self._cache.guard.trouble, self._locks.guard.trouble
+        return Health(
+            cache=not cache.bypass,
+            locks=not locks.bypass,
+            undelivered=len(cache.undelivered()),
+        )
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        await self._cache.guard.close()
+        await self._locks.guard.close()
 
     async def _lead_or_follow(self, own: Flight, read: _Read) -> Answer | None:
         """Board a flight; None: it ended without an answer for this reader."""
@@ -159,9 +193,9 @@ class Refill:
         try:
             flight = self._flights.board(read.key, read.first.generation, own)
             if flight is not own:
-                return await self._follow(flight, read)
+                return self._counted(await self._follow(flight, read), led=False)
             outcome = await self._locked_answer(own, read)
-            return outcome
+            return self._counted(outcome, led=True)
         except Exception as error:
             self._flights.land(read.key, own, error)
             raise
@@ -179,7 +213,7 @@ class Refill:
             await self._landing(flight, read.key, math.inf)
         outcome = flight.outcome
         if isinstance(outcome, Exception):
-            stale = self._expired(read, read.first)
+            stale = self._stand_in(read, read.first)
             if stale is None:
                 raise outcome.with_traceback(None)
             return stale
@@ -207,7 +241,7 @@ class Refill:
             try:
                 return await self._loaded_answer(flight, read)
             finally:
-                await self._release(got)
+                await self._locks.release(got)
         if got.generation is None:
             return await self._answer_past_cache(flight, read)
         stale = self._expired(read, got)
@@ -215,7 +249,6 @@ class Refill:
 
     async def _lock_or_value(self, read: _Read) -> Lock | Answer | Miss:
         """Wait for the lock, or the value that its holder fills; a Miss: neither in time."""
-        name = self._lock_key + read.key.removeprefix(self._policy.key)
         began = self._clock.now()
         seen: Entry | Miss = read.first
         left = math.inf
@@ -226,7 +259,7 @@ class Refill:
             assert isinstance(seen, Miss)
             if seen.generation is None or left <= 0:
                 return seen
-            lock = await self._acquire(name)
+            lock = await self._locks.acquire(read.key)
             if lock is not None:
                 return lock
             now = self._clock.now()
@@ -263,24 +296,27 @@ class Refill:
     ) -> Answer:
         """Load, after `look`; if the database fails, let the expired copy stand in."""
         self._flights.begin(flight, look.generation)
+        known = self._known.look(read.key)
         try:
             loaded = await self._load(flight, read.scope)
         except Exception:
-            stale = self._expired(read, look)
+            stale = self._stand_in(read, look)
             if stale is None:
                 raise
             _log.warning(
                 "the load of %r failed; its expired copy is served", read.key, exc_info=True
             )
             return stale
+        self._remember(read.key, known, loaded.availability, self._policy.ttl)
         if not fill:
             return Answer(loaded.availability, Source.DIRECT, since)
-        await self._fill(read.key, look, loaded)
+        await self._cache.fill(read.key, look, loaded)
         return Answer(loaded.availability, Source.LOADED, since)
 
     async def _load(self, flight: Flight, scope: Scope | None) -> Loaded:
         outside = _loading.get()
         _loading.set(outside | {flight})
+        self.counts.loads += 1
         try:
             loaded = await self._slots.load(scope)
         finally:
@@ -309,50 +345,41 @@ class Refill:
                 return Answer.of(copy, Source.STALE)
         return None
 
+    def _stand_in(self, read: _Read, look: Miss) -> Answer | None:
+        """What may stand in for a table that failed; without the cache, what was last known."""
+        stale = self._expired(read, look)
+        if stale is not None or look.generation is not None or not self._policy.stale_ttl:
+            return stale
+        copy = self._known.look(read.key).copy
+        if copy is None or not copy.generation.covers(read.known):
+            return None
+        alive = self._clock.now() < copy.until + self._policy.stale_ttl
+        return Answer.of(copy, Source.STALE) if alive else None
+
     async def _look(self, key: str) -> Entry | Miss:
-        try:
-            found = await self._cache.read(key)
-        except Exception:
-            return unanswered(key)
-        return _believable(found)
+        known = self._known.look(key)
+        found = await self._cache.look(key)
+        if isinstance(found, Entry):
+            known = dataclasses.replace(known, look=found.since)
+            self._remember(key, known, found.availability, found.until - found.since)
+        return found
 
-    async def _fill(self, key: str, look: Miss, loaded: Loaded) -> None:
-        policy = self._policy
-        life = loaded.valid_for
-        try:
-            await self._cache.fill(
-                key,
-                look,
-                loaded.availability,
-                ttl=policy.ttl,
-                stale_ttl=policy.stale_ttl,
-                valid_for=None if life is None else max(life, policy.min_ttl),
-            )
-        except Exception:
-            _log.warning("the cache could not be filled: %r", key, exc_info=True)
+    def _remember(self, key: str, known: Miss, availability: Availability, ttl: float) -> None:
+        """Keep what this process knows, unless it has cleared it since it looked (`known`)."""
+        stale_ttl = self._policy.stale_ttl
+        self._known.fill(key, known, availability, ttl=ttl, stale_ttl=stale_ttl)
 
-    async def _cleared(self, key: str | None) -> bool:
-        try:
-            await (self._cache.clear_all() if key is None else self._cache.clear(key))
-        except Exception:
-            _log.exception(
-                "the cache could not be cleared: %r", "everything" if key is None else key
-            )
-            return False
-        return True
-
-    async def _acquire(self, name: str) -> Lock | None:
-        try:
-            lock = await self._locks.acquire(name, ttl=self._policy.lock_ttl)
-        except Exception:
-            _log.warning("the lock could not be asked for: %r", name, exc_info=True)
-            return _UNGUARDED
-        return lock if lock is None or isinstance(lock, Lock) else _UNGUARDED
-
-    async def _release(self, lock: Lock) -> None:
-        if lock is _UNGUARDED:
-            return
-        try:
-            await self._locks.release(lock)
-        except Exception:
-            _log.warning("the lock could not be released: %r", lock.name, exc_info=True)
+    def _counted(self, answer: AnswerT, *, led: bool) -> AnswerT:
+        """Count how a reader was answered."""
+        counts = self.counts
+        if answer is None:
+            return answer
+        if answer.source is Source.STALE:
+            counts.stale += 1
+        elif answer.source is Source.DIRECT:
+            counts.direct += 1
+        elif not led:
+            counts.shared += 1
+        elif answer.source is Source.CACHED:
+            counts.hits += 1
+        return answer

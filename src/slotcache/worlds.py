@@ -27,12 +27,14 @@ from slotcache.protocols import (
 )
 
 __all__ = [
+    "Background",
     "InlineCache",
     "InlineClock",
     "InlineLocks",
     "InlineSlots",
     "SystemClock",
     "current_thread",
+    "in_background",
     "run",
 ]
 
@@ -49,6 +51,24 @@ def run(flow: Coroutine[Any, Any, ReturnT]) -> ReturnT:
     finally:
         flow.close()
     raise AssertionError("a port of the blocking world suspended the flow")
+
+
+class Background(threading.Thread):
+    """A thread of slotcache's own, in which a flow runs beside the callers."""
+
+    def __init__(self, flow: Coroutine[Any, Any, None]) -> None:
+        super().__init__(name="slotcache", daemon=True)
+        self._flow = flow
+
+    def run(self) -> None:
+        run(self._flow)
+
+
+def in_background(flow: Coroutine[Any, Any, None]) -> Callable[[], bool]:
+    """Run a flow whose ports never suspend in a thread; return whether that is alive, for later."""
+    thread = Background(flow)
+    thread.start()
+    return thread.is_alive
 
 
 def current_thread() -> Callable[[], bool]:

@@ -48,7 +48,7 @@ class Actor:
     def __init__(self, name: str) -> None:
         self.name = name
         self.kind = name.split()[0]
-        self.reads: object = None
+        self.service: object = None
         self.alone = False
         self.pending = Request("start")
         self.observed = 0
@@ -59,7 +59,7 @@ class Actor:
 
     def follows(self, other: Actor) -> bool:
         """Whether `other` does just the same, so that it may as well be the one to start first."""
-        alike = self.reads is other.reads or (self.alone and other.alone)
+        alike = self.service is other.service or (self.alone and other.alone)
         return alike and self.kind == other.kind and self.name > other.name
 
     def observe(self, what: Hashable) -> None:

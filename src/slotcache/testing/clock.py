@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from slotcache.policy import seconds
+from slotcache.worlds import Background
 
 __all__ = ["ManualClock"]
 
@@ -17,7 +18,8 @@ class ManualClock:
 
     Its `sleep` returns at once, with the time moved on. A wait for an event ends when the event
     happens, when the time reaches its end, or, so that every wait ends, when nothing of the kind
-    came for a quarter of a real second: then the time jumps to its end.
+    came for a quarter of a real second: then the time jumps to its end. What slotcache does in the
+    background does not move the time: it waits until somebody else does.
 
     Args:
         start: The first instant, in seconds; as Unix time it is New Year 2026 UTC, which is how
@@ -64,7 +66,8 @@ class _ManualEvent:
         clock = self._clock
         with clock._moved:
             end = clock.now() + timeout
+            patience = None if isinstance(threading.current_thread(), Background) else _PATIENCE
             while not self._is_set and clock.now() < end:
-                if not clock._moved.wait(_PATIENCE):
+                if not clock._moved.wait(patience):
                     clock._reach(end)
             return self._is_set

@@ -25,6 +25,7 @@ class Judge:
     def __init__(self, scenario: Scenario, ttl: float) -> None:
         self.acknowledged = 0
         self.loads = 0
+        self._owed: dict[Hashable, int] = {}
         self.counts = scenario.exclusive and not scenario.faults
         self._scenario = scenario
         self._ttl = ttl
@@ -40,7 +41,7 @@ class Judge:
 
     def state(self) -> Hashable:
         """Return all on which later judgements depend."""
-        changes = (self.acknowledged, tuple(self._committed_at))
+        changes = (self.acknowledged, tuple(self._owed.items()), tuple(self._committed_at))
         return changes, self.loads, tuple(self._loading), frozenset(self._overlapping)
 
     def commit(self, instant: float) -> int:
@@ -52,10 +53,18 @@ class Judge:
         """Note that a change is complete: committed, cleared, returned."""
         self.acknowledged = max(self.acknowledged, version)
 
-    def expected_at(self, instant: float) -> Expected:
-        """Return what a read that begins now must show."""
+    def owe(self, version: int, process: Hashable) -> None:
+        """Note that a change is complete in one process, whose clear is not delivered."""
+        self._owed[process] = max(self._owed.get(process, 0), version)
+
+    def deliver(self, process: Hashable) -> None:
+        """Note that this process has delivered what it owed: it is complete for all."""
+        self.acknowledge(self._owed.pop(process, 0))
+
+    def expected_at(self, instant: float, process: Hashable) -> Expected:
+        """Return what a read that begins now, in this process, must show."""
         old = sum(1 for committed in self._committed_at if committed + self._ttl < instant)
-        return self.acknowledged, old
+        return max(self.acknowledged, self._owed.get(process, 0)), old
 
     def read(self, reader: str, expected: Expected, reading: Reading, shown: int) -> None:
         """Judge what a reader was given: it shows so many changes."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from slotcache.availability import Availability
 from slotcache.protocols import Entry, Loaded, Lock, LockProvider, Miss, Scope
 from slotcache.testing.actors import Actor, ThreadActor
+from slotcache.trouble import Trouble
 
 if TYPE_CHECKING:
     from slotcache.testing.world import World
@@ -18,6 +20,8 @@ __all__ = [
     "Alive",
     "Blocking",
     "Noticed",
+    "NoticedTrouble",
+    "Own",
     "SimulatedCache",
     "SimulatedClock",
     "SimulatedLocks",
@@ -37,12 +41,51 @@ class Noticed:
         self._mutex = mutex
 
     def __enter__(self) -> None:
-        if self._world.is_shared(self._service):
+        if any(actor.kind == "reader" for actor in self._world.others(self._service)):
             self._world.touched = True
         self._mutex.acquire()
 
     def __exit__(self, *_exception: object) -> None:
         self._mutex.release()
+
+
+class NoticedTrouble(Trouble):
+    """A backend's trouble, which tells the world when somebody looks at it or adds to it."""
+
+    def __init__(self, world: World, service: object) -> None:
+        self._world = world
+        self._service = service
+        super().__init__()
+
+    @property
+    def bypass(self) -> bool:
+        self._touch()
+        return self._bypass
+
+    @bypass.setter
+    def bypass(self, bypass: bool) -> None:
+        self._touch()
+        self._bypass = bypass
+
+    def _touch(self) -> None:
+        world = self._world
+        if world.scenario.calls_may_fail and world.others(self._service):
+            world.touched = True
+
+    def state(self) -> Hashable:
+        """Return all on which later answers depend."""
+        return self._broken, tuple(self._notes.items()), self._latest, self._is_attended is None
+
+
+class Own:
+    """A port that all services share, as the object that one of them has of it."""
+
+    def __init__(self, port: Any, world: World, service: object) -> None:
+        self._port = port
+        self._slotcache_trouble = NoticedTrouble(world, service)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
 
 
 class Alive:

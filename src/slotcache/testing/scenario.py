@@ -16,6 +16,7 @@ FAULTS = frozenset(
         "a ttl passes",
         "crash",
         "evict",
+        "fail clear",
         "fail fill",
         "fail lock",
         "fail look",
@@ -63,6 +64,11 @@ class Scenario:
     exclusive: bool = True
     clear_first: bool = False
     prepare: Callable[[Any], None] = lambda _service: None
+
+    @property
+    def calls_may_fail(self) -> bool:
+        """Whether a fault may bring a backend into trouble."""
+        return any(fault.startswith("fail") for fault in self.faults)
 
     def __post_init__(self) -> None:
         if unknown := self.faults - FAULTS:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from slotcache.availability import Reading
+from slotcache.memory import MemoryCache
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import Entry, Loaded, Lock, Miss
 from slotcache.service import AsyncSlotAvailabilityService, SlotAvailabilityService
@@ -30,12 +31,15 @@ from slotcache.testing.ports import (
     Alive,
     Blocking,
     Noticed,
+    NoticedTrouble,
+    Own,
     SimulatedCache,
     SimulatedClock,
     SimulatedLocks,
     SimulatedTable,
 )
 from slotcache.testing.scenario import Choice, Scenario, Violation
+from slotcache.worlds import run
 
 __all__ = ["World"]
 
@@ -71,6 +75,7 @@ class World:
         self.locks = SimulatedLocks(self, scenario.locks(clock=self))
         self.actors: list[Actor] = []
         self._by_name: dict[str, Actor] = {}
+        self._troubles: list[NoticedTrouble] = []
         self.services: list[Any] = []
         self._populate()
 
@@ -141,7 +146,8 @@ class World:
         actors = tuple(actor.state() for actor in self.actors)
         cached = (kept, tuple(self.memory._fresh.items()), self.locks.state())
         shared = (self.time, self.faults, cached, tuple(flying))
-        return hash((shared, self.judge.state(), actors))
+        troubles = tuple(one.state() for one in self._troubles)
+        return hash((shared, troubles, self.judge.state(), actors))
 
     def timeline(self) -> str:
         """Return what happened, a line each."""
@@ -176,6 +182,10 @@ class World:
 
     async def call(self, what: str, effect: Callable[[], ReturnT]) -> ReturnT:
         """Make a port call that takes effect at one instant between its two stops."""
+        assert self.current is not None
+        if self.current.kind == "recovery" and what == "look":
+            # Its answer is not used, so that a later answer is the same as a later look.
+            return effect()
         await self.stop(what)
         self.touched = True
         answer = effect()
@@ -207,13 +217,14 @@ class World:
         actor.observe(known if isinstance(known, Hashable) else repr(known))
         self._events.append((actor.name, what, known))
 
-    def is_shared(self, service: object) -> bool:
-        """Whether anybody but the current actor may still read through this service."""
-        return any(
-            actor.reads is service and actor is not self.current
+    def others(self, service: object) -> list[Actor]:
+        """Who, but the current actor, may still use this service."""
+        return [
+            actor
             for actor in self.actors
+            if actor.service is service and actor is not self.current
             if not (actor.finished or actor.crashed)
-        )
+        ]
 
     def runner(self) -> Alive:
         """As `Ports.runner`: the current actor, alive until it crashes."""
@@ -243,9 +254,10 @@ class World:
             actor: Actor = ThreadActor(name, functools.partial(body, service))
         else:
             actor = TaskActor(name, body(service))
-        if actor.kind == "reader":
-            actor.reads = service
-            actor.alone = self.scenario.readers <= self.scenario.services
+        actor.service = service
+        # A failing call concerns one process, so that each is another then.
+        if not self.scenario.calls_may_fail:
+            actor.alone = actor.kind == "writer" or self.scenario.readers <= self.scenario.services
         return actor
 
     def _service(self, *, blocking: bool) -> Any:
@@ -253,30 +265,55 @@ class World:
         service = face.__new__(face)
         # Before `__init__` builds the flow with them: who runs, and chance, are this world's.
         service._runner, service._jitter = self.runner, lambda: 1.0
+        service._background = functools.partial(self._in_background, service)
         ports: list[Any] = [
             SimulatedTable(self),
-            SimulatedCache(self),
-            self.locks,
+            Own(SimulatedCache(self), self, service),
+            Own(self.locks, self, service),
             SimulatedClock(self),
         ]
+        self._troubles += [port._slotcache_trouble for port in ports[1:3]]
         if blocking:
             ports = [Blocking(self, port) for port in ports]
         table, cache, locks, clock = ports
         service.__init__(table, cache=cache, locks=locks, clock=clock, policy=self.policy)
         self.scenario.prepare(service)
+        self._leave_out(service._refill)
         flights = service._refill._flights
         flights._mutex = Noticed(self, service, flights._mutex)
         self.services.append(service)
         return service
 
+    def _leave_out(self, refill: Any) -> None:
+        """Leave out what more than one fault would have to strike for, and what shows nothing."""
+        # Time passes in leaps here: a call that overruns its budget would be the rule.
+        for asked in (refill._cache, refill._locks):
+            asked.guard._now = lambda: 0.0
+        # Locks that failed once may stay away for as long as a run lasts (P11).
+        refill._locks.guard._closed = True
+        # Read only when both the cache and the table fail.
+        clock: Any = self
+        refill._known = MemoryCache(clock=clock)
+
+    def _in_background(self, service: Any, flow: Any) -> Callable[[], bool]:
+        """Add an actor that sees to a service's trouble."""
+        name = f"recovery {len(self.actors)}"
+        if self.scenario.blocking:
+            actor: Actor = ThreadActor(name, functools.partial(run, flow))
+        else:
+            actor = TaskActor(name, flow)
+        actor.service = service
+        self._add(actor)
+        return Alive(actor, self)
+
     async def _read(self, service: Any) -> None:
         with self._database_may_fail():
-            expected = self._expected()
+            expected = self._expected(service)
             self._show(expected, await service.read())
 
     def _read_blocking(self, service: Any) -> None:
         with self._database_may_fail():
-            expected = self._expected()
+            expected = self._expected(service)
             self._show(expected, service.read())
 
     @contextmanager
@@ -290,31 +327,39 @@ class World:
             self.note("read", "the database's error")
 
     async def _change(self, service: Any) -> None:
+        delivered = True
         if self.scenario.clear_first:
             await service.clear_availability_cache()
             version = await self._commit()
         else:
             version = await self._commit()
-            await service.clear_availability_cache()
-        self._acknowledge(version)
+            delivered = await service.clear_availability_cache()
+        self._complete(version, service, delivered=delivered)
 
     def _change_blocking(self, service: Any) -> None:
         actor = self.current
         assert isinstance(actor, ThreadActor)
         version = actor.drive(self._commit())
-        service.clear_availability_cache()
-        self._acknowledge(version)
+        delivered = service.clear_availability_cache()
+        self._complete(version, service, delivered=delivered)
 
-    def _acknowledge(self, version: int) -> None:
+    def _complete(self, version: int, service: Any, *, delivered: bool) -> None:
         self.touched = True
-        self.judge.acknowledge(version)
+        if delivered:
+            self.judge.acknowledge(version)
+        else:
+            self.judge.owe(version, self.services.index(service))
 
     async def _commit(self) -> int:
         return await self.call("commit", lambda: self.judge.commit(self.time))
 
-    def _expected(self) -> Expected:
+    def _expected(self, service: Any) -> Expected:
         self.touched = True
-        expected = self.judge.expected_at(self.time)
+        process = self.services.index(service)
+        for index, one in enumerate(self.services):
+            if not one.health().undelivered:
+                self.judge.deliver(index)
+        expected = self.judge.expected_at(self.time, process)
         self.note("read, to show at least", expected)
         return expected
 

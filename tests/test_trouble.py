@@ -1,0 +1,564 @@
+"""A cache in trouble: it is left alone, nothing that was cleared is believed, and it comes back."""
+
+import logging
+import os
+import signal
+
+import pytest
+
+from slotcache import AvailabilityPolicy, SlotAvailabilityService, Source
+from slotcache.events import Health, Stats
+from slotcache.memory import MemoryCache, MemoryLocks
+from slotcache.protocols import Entry
+from slotcache.testing import ManualClock
+from slotcache.trouble import PAUSE, Trouble
+from tests.support.shelf import ScopedShelf, Shelf, left
+from tests.support.threads import Counted, Gate, spawn
+
+KEY = "slots.availability"
+WELL = Health(cache=True, locks=True, undelivered=0)
+
+
+class Gone(Exception):
+    pass
+
+
+class Flaky:
+    """Passes calls on to a part, or raises, and counts what it was asked.
+
+    Attributes:
+        down: Which methods raise; True: all do.
+        slow: Seconds that each call takes.
+    """
+
+    def __init__(self, part, clock):
+        self.down = frozenset()
+        self.slow = 0.0
+        self.calls = []
+        self._part = part
+        self._clock = clock
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            self.calls.append(name)
+            if self.slow:
+                self._clock.advance(self.slow)
+            if self.down is True or name in self.down:
+                raise Gone(name)
+            return getattr(self._part, name)(*args, **options)
+
+        return call
+
+
+class World:
+    def __init__(self, shelf=None, **policy):
+        self.clock = ManualClock(start=0.0)
+        self.shelf = Shelf() if shelf is None else shelf
+        self.memory = MemoryCache(clock=self.clock)
+        self.cache = Flaky(self.memory, self.clock)
+        self.locks = Flaky(MemoryLocks(clock=self.clock), self.clock)
+        self.policy = AvailabilityPolicy(**policy)
+        self.service = self.another_service()
+        self.trouble = Trouble.of(self.cache)
+        self.mended = self.trouble.mend = Counted(self.trouble.mend)
+        self.waits = Counted(self.clock._moved.wait)
+        self.clock._moved.wait = self.waits
+
+    def another_service(self):
+        return SlotAvailabilityService(
+            self.shelf, cache=self.cache, locks=self.locks, policy=self.policy, clock=self.clock
+        )
+
+    def read(self):
+        return self.service.read()
+
+    def sell_one(self):
+        """Change the table, and clear; return whether that was delivered."""
+        self.shelf.remaining -= 1
+        return self.service.clear_availability_cache()
+
+    def half_a_second_later(self):
+        """Let the recovery make its next attempt."""
+        self.clock.advance(PAUSE)
+
+    def come_back(self):
+        self.cache.down = self.locks.down = frozenset()
+        self.half_a_second_later()
+        self.mended.wait_for(1)
+
+
+@pytest.fixture
+def world():
+    world = World()
+    yield world
+    world.service.close()
+
+
+# The breaker.
+
+
+def test_a_cache_that_failed_is_left_alone(world):
+    world.cache.down = True
+    world.read()
+    assert world.cache.calls == ["read"]
+
+    readings = [world.read() for _ in range(5)]
+
+    assert world.cache.calls == ["read"]
+    assert {reading.source for reading in readings} == {Source.DIRECT}
+    assert world.service.health() == Health(cache=False, locks=True, undelivered=0)
+
+
+def test_one_failure_is_logged_once(world, caplog):
+    world.cache.down = True
+    for _ in range(5):
+        world.read()
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_cache_that_takes_longer_than_its_budget_is_left_alone(world, caplog):
+    world.cache.slow = 0.3
+    world.read()
+    world.cache.calls.clear()
+
+    assert world.read().source is Source.DIRECT
+    assert world.cache.calls == []
+    assert "could not be read within 0.25 s, it took 0.3" in caplog.text
+
+
+def test_what_answers_again_is_asked_again(world):
+    world.cache.down = True
+    world.read()
+    world.come_back()
+
+    assert world.read().source is Source.LOADED
+    assert world.read().source is Source.CACHED
+    assert world.service.health() == WELL
+
+
+def test_what_is_still_down_is_asked_by_nobody_but_the_recovery(world):
+    world.cache.down = True
+    world.read()
+    for _ in range(3):
+        world.half_a_second_later()
+        world.read()
+
+    assert set(world.cache.calls[1:]) <= {"look"}
+    assert not world.service.health().cache
+
+
+def test_a_second_service_on_the_same_cache_shares_its_trouble(world):
+    other = world.another_service()
+    world.cache.down = True
+    world.read()
+
+    assert other.read().source is Source.DIRECT
+    assert world.cache.calls == ["read"]
+    assert other.health() == world.service.health()
+
+
+def test_locks_that_failed_are_left_alone_and_the_cache_is_used(world):
+    world.locks.down = True
+
+    assert world.read().source is Source.LOADED
+    world.clock.advance(10)
+    assert world.read().source is Source.LOADED
+    assert world.read().source is Source.CACHED
+    assert world.locks.calls == ["acquire"]
+    assert world.service.health() == Health(cache=True, locks=False, undelivered=0)
+
+
+def test_locks_come_back(world):
+    world.locks.down = True
+    world.read()
+    trouble = Trouble.of(world.locks)
+    mended = trouble.mend = Counted(trouble.mend)
+    world.locks.down = frozenset()
+    world.half_a_second_later()
+    mended.wait_for(1)
+
+    assert world.service.health() == WELL
+
+
+def test_a_lock_that_is_held_is_given_back_in_trouble_too(world):
+    world.locks.down = frozenset({"acquire"})
+    world.shelf.during_load = lambda: Trouble.of(world.locks).fail()
+    world.locks.down = frozenset()
+    world.read()
+
+    assert world.locks.calls == ["acquire", "release"]
+
+
+# Undelivered clears (P1, P2): goals S20.
+
+
+def test_a_clear_that_fails_is_said_and_this_process_is_not_shown_the_old_list(world):
+    world.read()
+    world.cache.down = frozenset({"clear"})
+
+    assert world.sell_one() is False
+    assert left(world.read().availability) == 9
+    assert world.service.health() == Health(cache=False, locks=True, undelivered=1)
+
+
+def test_a_clear_is_replayed_before_the_first_read_after(world):
+    world.read()
+    world.cache.down = frozenset({"clear"})
+    world.sell_one()
+    assert isinstance(world.memory.read(KEY), Entry)
+    world.come_back()
+
+    assert not isinstance(world.memory.read(KEY), Entry)
+    reading = world.read()
+    assert (left(reading.availability), reading.source) == (9, Source.LOADED)
+    assert world.service.health() == WELL
+
+
+def test_a_cache_that_answers_reads_is_not_believed_while_it_owes_a_clear(world):
+    world.read()
+    world.cache.down = frozenset({"clear"})
+    world.sell_one()
+    for _ in range(3):
+        world.half_a_second_later()
+        assert left(world.read().availability) == 9
+    assert world.service.health().undelivered == 1
+
+
+def test_a_clear_is_tried_in_trouble_too(world):
+    world.cache.down = frozenset({"read"})
+    world.read()
+    world.cache.calls.clear()
+
+    assert world.sell_one() is True
+    assert world.cache.calls == ["clear"]
+
+
+def test_a_later_clear_of_the_same_key_delivers_the_earlier(world):
+    world.cache.down = frozenset({"clear"})
+    world.sell_one()
+    world.cache.down = frozenset()
+
+    assert world.sell_one() is True
+    assert world.service.health().undelivered == 0
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def interrupted(world, *scope):
+    """Have a clear interrupted on its way."""
+
+    def clear(_key):
+        del world.memory.clear
+        raise Interrupt
+
+    world.memory.clear = clear
+    with pytest.raises(Interrupt):
+        world.service.clear_availability_cache(*scope)
+
+
+def test_a_clear_that_was_interrupted_is_noted(world):
+    world.read()
+    world.shelf.remaining = 9
+    interrupted(world)
+
+    assert world.service.health().undelivered == 1
+    assert left(world.read().availability) == 9
+
+
+def test_all_keys_of_a_clear_that_was_interrupted_are_noted():
+    world = World(shelf=ScopedShelf())
+    interrupted(world, "JFK")
+
+    assert world.service.health().undelivered == 2
+    world.service.close()
+    assert world.service.health() == WELL
+
+
+def test_a_clear_of_every_list_is_replayed_as_one(world):
+    world = World(shelf=ScopedShelf())
+    for scope in ("JFK", "LGA"):
+        world.service.read(scope)
+    world.cache.down = frozenset({"clear_all"})
+    assert world.service.clear_availability_cache() is False
+    world.cache.calls.clear()
+    world.come_back()
+
+    assert "clear_all" in world.cache.calls
+    assert world.service.read("JFK").source is Source.LOADED
+    world.service.close()
+
+
+# The notes themselves.
+
+
+def test_a_note_goes_only_with_a_clear_that_was_sent_after_it_was_written():
+    trouble = Trouble()
+    ticket = trouble.ticket()
+    trouble.note("k")
+    trouble.taken("k", ticket)
+    assert trouble.undelivered() == ["k"]
+
+    trouble.taken("k", trouble.ticket())
+    assert trouble.undelivered() == []
+    assert not trouble.bypass
+
+
+def test_the_note_of_a_second_writer_outlives_the_clear_that_was_under_way():
+    trouble = Trouble()
+    trouble.note("k")
+    ticket = trouble.ticket()
+    trouble.note("k")
+    trouble.taken("k", ticket)
+    assert trouble.undelivered() == ["k"]
+
+
+def test_a_clear_of_one_key_stands_for_no_other():
+    trouble = Trouble()
+    trouble.note("k")
+    trouble.taken("l", trouble.ticket())
+    assert trouble.undelivered() == ["k"]
+
+
+def test_a_clear_of_every_key_stands_for_each_that_was_noted_before():
+    trouble = Trouble()
+    trouble.note("k")
+    trouble.note("l")
+    ticket = trouble.ticket()
+    trouble.note("l")
+    trouble.taken(None, ticket)
+    assert trouble.undelivered() == ["l"]
+
+
+def test_a_note_of_every_key_goes_with_no_clear_of_one():
+    trouble = Trouble()
+    trouble.note("k")
+    trouble.note(None)
+    trouble.note("l")
+    trouble.taken("k", trouble.ticket())
+    assert trouble.undelivered() == [None]
+
+
+def test_a_full_list_of_notes_becomes_one_clear_of_everything():
+    trouble = Trouble()
+    for number in range(1_001):
+        trouble.note(f"key {number}")
+    assert trouble.undelivered() == [None]
+    trouble.taken(None, trouble.ticket())
+    assert not trouble.bypass
+
+
+def test_a_mended_backend_is_still_bypassed_while_it_owes_a_clear():
+    trouble = Trouble()
+    trouble.fail()
+    trouble.note("k")
+    trouble.mend()
+    assert trouble.bypass
+
+
+def test_a_part_that_can_bear_no_attribute_has_trouble_of_the_service_alone():
+    assert Trouble.of(object()) is not Trouble.of(object())
+
+
+# What this process last knew (P5).
+
+
+def cut_off(world):
+    """Let the process be cut off from both the cache and the table."""
+    world.cache.down = True
+    world.shelf.failure = Gone("the table")
+
+
+def test_what_was_last_known_stands_in_when_cache_and_table_fail(world):
+    world.read()
+    cut_off(world)
+
+    reading = world.read()
+
+    assert (reading.source, left(reading.availability)) == (Source.STALE, 10)
+
+
+def test_what_others_filled_is_known_too_once_a_reader_has_waited_for_it(world):
+    # Somebody else holds the lock, and fills while this process waits.
+    lock = world.locks._part.acquire(f"{KEY}.lock", ttl=100)
+    miss = world.memory.read(KEY)
+    gate = Gate()
+    world.clock.sleep = lambda _seconds: gate()
+    reader = spawn(world.read)
+    gate.wait_for_somebody()
+    world.memory.fill(KEY, miss, world.shelf.load(None).availability, ttl=10, stale_ttl=60)
+    gate.open()
+    assert reader.result(20).source is Source.CACHED
+    world.locks._part.release(lock)
+    del world.clock.sleep
+    cut_off(world)
+
+    assert world.read().source is Source.STALE
+
+
+def test_a_follower_is_given_what_was_last_known_too(world):
+    world.read()
+    cut_off(world)
+    gate = world.shelf.during_load = Gate()
+    leader = spawn(world.read)
+    gate.wait_for_somebody()
+    boarded = Counted(world.service._refill._flights.board)
+    world.service._refill._flights.board = boarded
+    followers = [spawn(world.read) for _ in range(3)]
+    boarded.wait_for(3)
+    gate.open()
+
+    assert leader.result(20).source is Source.STALE
+    assert {follower.result(20).source for follower in followers} == {Source.STALE}
+
+
+@pytest.mark.parametrize(("after", "served"), [(69.9, True), (70.0, False)])
+def test_what_was_last_known_stands_in_for_stale_ttl(world, after, served):
+    world.read()
+    world.clock.advance(after)
+    cut_off(world)
+
+    if served:
+        assert world.read().source is Source.STALE
+    else:
+        with pytest.raises(Gone, match="the table"):
+            world.read()
+
+
+def test_what_this_process_cleared_is_not_known_any_more(world):
+    world.read()
+    cut_off(world)
+    world.service.clear_availability_cache()
+
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+
+
+def test_what_was_loaded_before_a_clear_is_not_known_after_it(world):
+    gate = world.shelf.during_load = Gate()
+    reader = spawn(world.read)
+    gate.wait_for_somebody()
+    world.service.clear_availability_cache()
+    gate.open()
+    reader.result(20)
+    world.shelf.during_load = lambda: None
+    cut_off(world)
+
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+
+
+def test_stale_ttl_0_forbids_what_was_last_known():
+    world = World(stale_ttl=0)
+    world.read()
+    cut_off(world)
+
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+    world.service.close()
+
+
+def test_what_was_last_known_is_not_used_while_the_cache_answers(world):
+    world.read()
+    world.memory.clear(KEY)  # somebody else's change
+    world.shelf.failure = Gone("the table")
+
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+
+
+# Stats.
+
+
+def test_stats_count_how_reads_were_answered(world):
+    world.read()
+    world.read()
+    world.service.get_availability()
+    world.service.clear_availability_cache()
+
+    assert world.service.stats() == Stats(hits=2, loads=1, clears=1)
+
+
+def test_stats_count_queries_that_were_shared(world):
+    gate = world.shelf.during_load = Gate()
+    leader = spawn(world.read)
+    gate.wait_for_somebody()
+    boarded = Counted(world.service._refill._flights.board)
+    world.service._refill._flights.board = boarded
+    followers = [spawn(world.read) for _ in range(3)]
+    boarded.wait_for(3)
+    gate.open()
+    for reader in (leader, *followers):
+        reader.result(20)
+
+    assert world.service.stats() == Stats(loads=1, shared=3)
+
+
+def test_stats_count_what_was_outrun_stale_direct_and_undelivered(world):
+    world.shelf.during_load = lambda: world.memory.clear(KEY)
+    world.read()
+    assert world.service.stats() == Stats(loads=1, outrun=1)
+    world.shelf.during_load = lambda: None
+
+    world.read()
+    cut_off(world)
+    world.read()
+    world.shelf.failure = None
+    world.read()
+    world.service.clear_availability_cache()
+    assert world.service.stats() == Stats(
+        loads=4, outrun=1, stale=1, direct=1, clears=1, undelivered=1
+    )
+
+
+# Closing, and forks.
+
+
+def test_close_ends_the_recovery_after_one_more_attempt(world):
+    world.cache.down = True
+    world.sell_one()
+    world.cache.down = frozenset()
+    world.service.close()
+
+    assert world.cache.calls[-2:] == ["clear", "look"]
+    assert world.service.health() == WELL
+
+
+def test_a_closed_service_still_answers(world):
+    with world.service as service:
+        service.read()
+    world.cache.down = True
+
+    assert service.read().source is Source.DIRECT
+    assert service.read().source is Source.DIRECT
+
+
+def test_another_service_takes_over_what_a_closed_one_leaves(world):
+    other = world.another_service()
+    world.cache.down = True
+    world.sell_one()
+    left_it = world.trouble.leave = Counted(world.trouble.leave)
+    world.service.close()
+    left_it.wait_for(1)
+    other.read()
+    world.come_back()
+
+    assert other.health() == WELL
+    other.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_owes_what_its_parent_owed_and_delivers_it(world):
+    world.read()
+    world.cache.down = frozenset({"clear"})
+    world.sell_one()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        right = left(world.read().availability) == 9 and not world.service.health().cache
+        world.come_back()
+        os._exit(0 if right and world.service.health() == WELL else 1)
+
+    assert os.waitpid(child, 0)[1] == 0
