@@ -15,11 +15,20 @@ PLAIN.pop("FORCE_COLOR", None)
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return printed_by("quickstart", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def worker_processes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return printed_by("worker_processes", tmp_path_factory)
+
+
+def printed_by(example: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the demo prints into a pipe; it ends well, in time, and leaves nothing behind."""
     empty = tmp_path_factory.mktemp("empty")
     temporary = tmp_path_factory.mktemp("temporary")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "quickstart.py")],
+        [sys.executable, str(EXAMPLES / f"{example}.py")],
         cwd=empty,
         env={**PLAIN, "TMPDIR": str(temporary)},
         capture_output=True,
@@ -59,6 +68,18 @@ def test_the_quickstart_fits_a_small_terminal_and_leaves_no_colour_codes_in_a_fi
 ) -> None:
     assert max(map(len, quickstart.splitlines())) <= 80
     assert "\x1b" not in quickstart
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        r"4 processes, [\d,]+ reads in 1\.4 s, a list that lives for 0\.5 s: \d+ queries",
+        r"20 sales, each by another process: 0 of 80 reads right after them are stale",
+        r"a worker is killed in mid-query: the others had their answer \d+ ms later",
+    ],
+)
+def test_the_worker_processes_show_that(claim: str, worker_processes: str) -> None:
+    assert any(re.fullmatch(f"ok {claim}", line) for line in lines(worker_processes))
 
 
 def test_a_claim_that_is_not_true_is_called_so_and_makes_the_demo_fail() -> None:

@@ -165,7 +165,10 @@ class CacheBackend(Protocol):
         """
 
     def clear(self, key: str) -> None:
-        """Count one clear and drop the value it makes wrong. Without a record: do nothing."""
+        """Count one clear: what is kept is fresh for nobody now, and covers no later look.
+
+        It may be dropped, unless a clear outran it before. Without a record: do nothing.
+        """
 
     def clear_all(self) -> None:
         """Count one clear in every record, forgetting none."""

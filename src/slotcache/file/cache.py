@@ -136,19 +136,15 @@ class FileCache:
             and kept.record.clears() == kept.stored.generation.clears
         ):
             return kept.entry
-        miss, copy = self._found(key)
-        if (
-            copy is not None
-            and copy.stored.generation == miss.generation
-            and isinstance(miss.look, float)
-            and miss.look < copy.stored.until
-        ):
-            return copy.entry
-        return miss
+        now, generation, kept = self._found(key)
+        if kept is not None and kept.stored.generation == generation and now < kept.stored.until:
+            return kept.entry
+        return Miss(generation, now, None if kept is None else kept.entry)
 
     def look(self, key: str) -> Miss:
         """Return a `Miss` although the entry may be fresh. A new key gets a record."""
-        return self._found(key)[0]
+        now, generation, kept = self._found(key)
+        return Miss(generation, now, None if kept is None else kept.entry)
 
     def fill(
         self,
@@ -210,12 +206,11 @@ class FileCache:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _found(self, key: str) -> tuple[Miss, _Kept | None]:
-        """Look at the key: the record first, the list after it."""
+    def _found(self, key: str) -> tuple[float, Generation, _Kept | None]:
+        """Look at the time, then at the record, then at the list."""
         now = self._host_now()
         record, generation = self._records.current(key, self._known_record(key))
-        copy = self._list_of(key, record)
-        return Miss(generation, now, None if copy is None else copy.entry), copy
+        return now, generation, self._list_of(key, record)
 
     def _known_record(self, key: str) -> Record | None:
         kept = self._kept.get(key)
@@ -271,11 +266,10 @@ class FileCache:
     def _write(self, key: str, data: bytes, *, wanted_for: float) -> None:
         """Put a list in the place of the key's last one, at one instant."""
         self._sweep_now_and_then()
-        with self._folder.draft(data) as (fd, draft):
+        with self._folder.draft(data) as draft:
             wall = time.time()
             self._files.utime(draft, (wall, wall + wanted_for))
             self._files.replace(draft, self._folder.path_of(key, LIST))
-            self._files.close(fd)
 
     def _sweep_now_and_then(self) -> None:
         now = self._host_now()

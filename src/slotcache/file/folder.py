@@ -92,7 +92,11 @@ class Folder:
     def __init__(self, directory: str | os.PathLike[str], files: FileOperations) -> None:
         if not isinstance(directory, str | os.PathLike):
             raise TypeError(f"directory must be a path, not {directory!r:.80}")
-        self.path = os.path.abspath(directory)  # noqa: PTH100  (Path would be turned back)
+        if not os.fspath(directory):
+            raise ValueError(
+                "directory must not be empty: write a path, such as /var/lib/shop/cache"
+            )
+        self.path = os.path.realpath(directory)
         self.files = files
         self._make()
         _refuse_what_others_write(self.path)
@@ -111,16 +115,14 @@ class Folder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a symbolic link is nothing of ours
-                return None
-            raise
+            if error.errno != errno.ELOOP:
+                raise
+            self.files.unlink(path)  # a symbolic link is nothing of ours
+            return None
 
     @contextmanager
-    def draft(self, content: bytes) -> Iterator[tuple[int, str]]:
-        """Write a new file; yield its descriptor, which is the caller's, and its path.
-
-        What stands at the path at the end is removed, and the descriptor closed on an error.
-        """
+    def draft(self, content: bytes) -> Iterator[str]:
+        """Write a new file and yield its path, to be linked or renamed; at the end it is gone."""
         path = f"{self.path}{os.sep}{secrets.token_hex(16)}{DRAFT}"
         try:
             fd = self.files.open(path, _NEW, 0o600)
@@ -128,13 +130,13 @@ class Folder:
             self._make()
             fd = self.files.open(path, _NEW, 0o600)
         try:
-            left = memoryview(content)
-            while left:
-                left = left[self.files.write(fd, left) :]
-            yield fd, path
-        except BaseException:
-            self.files.close(fd)
-            raise
+            try:
+                left = memoryview(content)
+                while left:
+                    left = left[self.files.write(fd, left) :]
+            finally:
+                self.files.close(fd)
+            yield path
         finally:
             with contextlib.suppress(OSError):
                 self.files.unlink(path)

@@ -17,6 +17,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from filelock import lock_descriptor, unlock_descriptor
 
@@ -77,14 +78,12 @@ class FileLocks:
                 return None
             lock = Lock(name, secrets.token_hex(16))
             deadline = self._host_now() + ttl
-            with self._folder.draft(_HOLDER.pack(deadline, lock.token.encode())) as (fd, draft):
-                self._open.add(fd)
-                lock_descriptor(fd, blocking=False)
-                if self._put(draft, path, other):
-                    self._held[lock] = fd
-                    return lock
-                self._close(fd)
-        return None
+            with self._folder.draft(_HOLDER.pack(deadline, lock.token.encode())) as draft:
+                own = self._put(draft, path, other)
+        if own is None:
+            return None
+        self._held[lock] = own
+        return lock
 
     def release(self, lock: Lock) -> bool:
         """Give the lock back; False: it had expired, or somebody else holds it by now."""
@@ -104,6 +103,12 @@ class FileLocks:
             if fd is not None:
                 self._close(fd)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
     def _is_abandoned(self, fd: int) -> bool:
         """Whether the holder's process is gone, or its time is over."""
         if lock_descriptor(fd, blocking=False):
@@ -119,16 +124,38 @@ class FileLocks:
         deadline, token = _HOLDER.unpack(data)
         return deadline, token.decode("ascii", "replace")
 
-    def _put(self, draft: str, path: str, other: int | None) -> bool:
-        """Put a lock's file in its place; False: somebody else did."""
-        if other is None or self._files.fstat(other).st_nlink == 0:
-            try:
-                self._files.link(draft, path)
-            except FileExistsError:
-                return False
-            return True
+    def _put(self, draft: str, path: str, other: int | None) -> int | None:
+        """Lock a draft and put it in its place; None: somebody else was first."""
+        own = self._folder.open(draft)
+        if own is None:
+            return None
+        self._open.add(own)
+        placed = False
+        try:
+            lock_descriptor(own, blocking=False)
+            placed = (
+                self._linked(draft, path) if other is None else self._replaced(draft, path, other)
+            )
+        finally:
+            if not placed:
+                self._close(own)
+        return own if placed else None
+
+    def _linked(self, draft: str, path: str) -> bool:
+        try:
+            self._files.link(draft, path)
+        except FileExistsError:
+            return False
+        return True
+
+    def _replaced(self, draft: str, path: str, other: int) -> bool:
+        if self._files.fstat(other).st_nlink == 0:  # given back since it was opened
+            return self._linked(draft, path)
         with self._guard() as guarded:
-            if not guarded or not self._is_in_place(other, path):
+            # If its holder is gone we have it locked, which is as good as the guard.
+            if not (guarded or lock_descriptor(other, blocking=False)):
+                return False
+            if not self._is_in_place(other, path):
                 return False
             self._files.replace(draft, path)
             return True
@@ -151,14 +178,17 @@ class FileLocks:
         """Remove the files of holders that were killed, where nobody came to replace them."""
         for path in self._folder.idle(LOCK):
             with contextlib.suppress(OSError), self._opened(path) as fd, self._guard() as guarded:
-                if fd is not None and guarded and self._is_abandoned(fd):
+                if fd is None or not guarded or not self._is_abandoned(fd):
+                    continue
+                if self._is_in_place(fd, path):
                     self._files.unlink(path)
 
     def _is_in_place(self, fd: int, path: str) -> bool:
         try:
-            return self._files.stat(path).st_ino == self._files.fstat(fd).st_ino
+            placed, opened = self._files.stat(path), self._files.fstat(fd)
         except FileNotFoundError:
             return False
+        return (placed.st_dev, placed.st_ino) == (opened.st_dev, opened.st_ino)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int | None]:
@@ -183,4 +213,5 @@ class FileLocks:
         with contextlib.suppress(OSError):
             unlock_descriptor(fd)
         self._open.discard(fd)
-        self._files.close(fd)
+        with contextlib.suppress(OSError):
+            self._files.close(fd)

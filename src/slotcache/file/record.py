@@ -35,23 +35,30 @@ _ATTEMPTS = 10
 
 
 class Record:
-    """A record that is held open, until the last who uses it lets go of it."""
+    """A record that was found in its place, held open until the last who uses it lets go of it."""
 
-    __slots__ = ("_fd", "_files", "_inode", "epoch")
+    __slots__ = ("_fd", "_files", "_identity", "_links", "epoch")
 
     def __init__(self, files: FileOperations, fd: int, epoch: int) -> None:
+        found = files.fstat(fd)
         self.epoch = epoch
         self._files = files
         self._fd = fd
-        self._inode = files.fstat(fd).st_ino
+        self._identity = (found.st_dev, found.st_ino)
+        # One, or two if whoever made it has not removed the draft yet, or was killed before.
+        self._links = found.st_nlink
 
     def clears(self) -> int | None:
-        """Return how many clears it has counted; None: it is no longer the key's record."""
+        """Return how many clears it has counted; None: look for the key's record again."""
         try:
             found = self._files.fstat(self._fd)
-        except OSError:  # somebody closed every descriptor of this process, as daemons do
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            # Somebody closed every descriptor of this process, as daemons do: it is theirs now.
+            self._fd = -1
             return None
-        if found.st_nlink == 0 or found.st_ino != self._inode:
+        if found.st_nlink == 0 or found.st_nlink != self._links or found.st_size < _SIZE:
             return None
         return found.st_size - _SIZE
 
@@ -66,7 +73,8 @@ class Record:
         close: Callable[[int], None] = os.close,
     ) -> None:
         try:
-            if fstat(self._fd).st_ino == self._inode:
+            found = fstat(self._fd)
+            if (found.st_dev, found.st_ino) == self._identity:
                 close(self._fd)
         except OSError:
             pass
@@ -87,7 +95,7 @@ class Records:
             held = self.held(key, known)
             if held is not None:
                 return held
-            known = self._mint(key)
+            self._mint(key)
         raise OSError(f"the record of {key!r:.80} is removed again and again")
 
     def held(self, key: str, known: Record | None) -> tuple[Record, Generation] | None:
@@ -139,17 +147,13 @@ class Records:
         of_use = (name, version, boot) == (_NAME, _VERSION, self._boot)
         return int(epoch) if of_use else None
 
-    def _mint(self, key: str) -> Record | None:
-        """Make the key's record; None: somebody else has just made one."""
+    def _mint(self, key: str) -> None:
+        """Make the key's record, if nobody else has just made one."""
         path = self._folder.path_of(key, RECORD)
-        epoch = self._epoch()
-        head = _HEAD.pack(_NAME, _VERSION, epoch, self._boot)
-        with self._folder.draft(head + _CHECKSUM.pack(crc32(head))) as (fd, draft):
-            record = Record(self._files, fd, epoch)
+        head = _HEAD.pack(_NAME, _VERSION, self._epoch(), self._boot)
+        with self._folder.draft(head + _CHECKSUM.pack(crc32(head))) as draft:
             try:
                 self._files.link(draft, path)
             except FileExistsError:
-                if self._find(key) is not None:
-                    return None
-                self._files.replace(draft, path)  # damaged, or from before the last boot
-        return record
+                if self._find(key) is None:
+                    self._files.replace(draft, path)  # damaged, or from before the last boot
