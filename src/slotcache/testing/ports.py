@@ -19,6 +19,7 @@ __all__ = [
     "CAPACITY",
     "Alive",
     "Blocking",
+    "Forgetful",
     "Noticed",
     "NoticedTrouble",
     "Own",
@@ -55,6 +56,7 @@ class NoticedTrouble(Trouble):
     def __init__(self, world: World, service: object) -> None:
         self._world = world
         self._service = service
+        self._may_change = world.scenario.calls_may_fail
         super().__init__()
 
     @property
@@ -68,13 +70,25 @@ class NoticedTrouble(Trouble):
         self._bypass = bypass
 
     def _touch(self) -> None:
-        world = self._world
-        if world.scenario.calls_may_fail and world.others(self._service):
-            world.touched = True
+        if self._may_change and self._world.others(self._service):
+            self._world.touched = True
 
     def state(self) -> Hashable:
         """Return all on which later answers depend."""
         return self._broken, tuple(self._notes.items()), self._latest, self._is_attended is None
+
+
+class Forgetful:
+    """Stands for what a process last knew: nothing."""
+
+    _nothing = Miss()
+
+    def look(self, _key: str) -> Miss:
+        return self._nothing
+
+    def fill(self, *_list: object, **_times: object) -> None: ...
+
+    def clear(self, _key: str) -> None: ...
 
 
 class Own:

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from slotcache.availability import Reading
-from slotcache.memory import MemoryCache
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import Entry, Loaded, Lock, Miss
 from slotcache.service import AsyncSlotAvailabilityService, SlotAvailabilityService
@@ -30,6 +29,7 @@ from slotcache.testing.ports import (
     CAPACITY,
     Alive,
     Blocking,
+    Forgetful,
     Noticed,
     NoticedTrouble,
     Own,
@@ -292,8 +292,7 @@ class World:
         # Locks that failed once may stay away for as long as a run lasts (P11).
         refill._locks.guard._closed = True
         # Read only when both the cache and the table fail.
-        clock: Any = self
-        refill._known = MemoryCache(clock=clock)
+        refill._known = Forgetful()
 
     def _in_background(self, service: Any, flow: Any) -> Callable[[], bool]:
         """Add an actor that sees to a service's trouble."""
