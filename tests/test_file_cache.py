@@ -304,7 +304,7 @@ def test_a_system_without_a_boot_id_is_told_what_to_use(folder, monkeypatch):
 # A hit.
 
 
-def test_an_unchanged_list_costs_one_fstat(folder, elsewhere):
+def test_an_unchanged_list_costs_one_stat(folder, elsewhere):
     files = Files()
     with FileCache(folder, files=files) as cache:
         fill(elsewhere)
@@ -312,17 +312,17 @@ def test_an_unchanged_list_costs_one_fstat(folder, elsewhere):
         files.called.clear()
 
         assert cache.read("k") is entry
-        assert files.called == ["fstat"]
+        assert files.called == ["stat"]
 
 
-def test_a_list_that_was_filled_here_costs_one_fstat_at_once(folder):
+def test_a_list_that_was_filled_here_costs_one_stat_at_once(folder):
     files = Files()
     with FileCache(folder, files=files) as cache:
         entry = fill(cache)
         files.called.clear()
 
         assert cache.read("k") is entry
-        assert files.called == ["fstat"]
+        assert files.called == ["stat"]
 
 
 def test_a_list_whose_life_is_over_is_not_asked_for(folder):
@@ -390,6 +390,53 @@ def test_a_record_that_is_held_open_keeps_its_inode_to_itself(cache, elsewhere, 
         the_file(folder, ".record").unlink()
         elsewhere.look("k")
         assert the_file(folder, ".record").stat().st_ino != inode
+
+
+def test_a_directory_that_was_moved_away_is_not_believed_any_more(cache, elsewhere, folder):
+    fill(cache)
+    folder.rename(folder.with_name("moved"))
+    elsewhere.clear("k")
+
+    assert isinstance(cache.read("k"), Miss)
+    assert isinstance(fill(cache, availability=NINE), Entry)
+    assert left(elsewhere.read("k").availability) == 9
+
+
+def test_a_record_that_has_another_name_elsewhere_is_noticed_to_be_gone(cache, folder, tmp_path):
+    fill(cache)
+    record = the_file(folder, ".record")
+    os.link(record, tmp_path / "backup")
+    record.unlink()
+
+    assert isinstance(cache.read("k"), Miss)
+
+
+def test_a_record_that_is_removed_as_it_is_opened_is_not_believed(folder, elsewhere):
+    """Its maker was killed halfway, so that the draft is another link to it."""
+    fill(elsewhere)
+    record = the_file(folder, ".record")
+    os.link(record, folder / "a.draft")
+
+    class Removing:
+        has_removed = False
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def open(self, path, *how):
+            fd = os.open(path, *how)
+            if path == str(record) and not self.has_removed:
+                self.has_removed = True
+                record.unlink()
+            return fd
+
+    with FileCache(folder, files=Removing()) as cache:
+        before = cache.read("k")
+        elsewhere.read("k")
+        fill(elsewhere, availability=NINE)
+
+        assert isinstance(before, Miss)
+        assert left(cache.read("k").availability) == 9
 
 
 def test_a_record_that_grew_too_long_starts_anew(folder, monkeypatch):
@@ -813,7 +860,7 @@ def test_a_daemon_may_close_all_descriptors_and_use_their_numbers(folder, elsewh
     in_child(work)
 
 
-def test_after_its_descriptors_were_closed_a_hit_costs_one_fstat_again(folder):
+def test_after_its_descriptors_were_closed_a_hit_costs_one_stat_again(folder):
     files = Files()
     with FileCache(folder, files=files) as cache:
         fill(cache)
@@ -823,7 +870,7 @@ def test_after_its_descriptors_were_closed_a_hit_costs_one_fstat_again(folder):
         files.called.clear()
 
         assert isinstance(cache.read("k"), Entry)
-        assert files.called == ["fstat"]
+        assert files.called == ["stat"]
 
 
 def test_a_record_that_could_not_be_made_closes_nothing_afterwards(folder):

@@ -344,6 +344,26 @@ def test_nobody_waits_for_somebody_who_was_stopped_as_he_replaced_a_lock(locks, 
     assert locks.acquire("l", ttl=10) is not None
 
 
+def test_a_link_in_the_place_of_the_directory_stays(locks, folder):
+    lock = locks.acquire("l", ttl=10)
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    folder.symlink_to(moved)
+
+    assert locks.release(lock)
+    assert folder.is_symlink()
+
+
+def test_a_release_closes_nothing_of_others_after_all_descriptors_were_closed(locks, tmp_path):
+    lock = locks.acquire("l", ttl=10)
+    [fd] = locks._held.values()
+    os.close(fd)
+    with (tmp_path / "somebody's").open("w") as file:
+        assert file.fileno() == fd
+        locks.release(lock)
+        file.write("still open")
+
+
 # Damage and litter.
 
 

@@ -1,8 +1,10 @@
 """A cache in trouble: it is left alone, nothing that was cleared is believed, and it comes back."""
 
+import gc
 import logging
 import os
 import signal
+import time
 
 import pytest
 
@@ -59,10 +61,8 @@ class World:
         self.locks = Flaky(MemoryLocks(clock=self.clock), self.clock)
         self.policy = AvailabilityPolicy(**policy)
         self.service = self.another_service()
-        self.trouble = Trouble.of(self.cache)
+        self.trouble = self.service._trouble
         self.mended = self.trouble.mend = Counted(self.trouble.mend)
-        self.waits = Counted(self.clock._moved.wait)
-        self.clock._moved.wait = self.waits
 
     def another_service(self):
         return SlotAvailabilityService(
@@ -78,13 +78,30 @@ class World:
         return self.service.clear_availability_cache()
 
     def half_a_second_later(self):
-        """Let the recovery make its next attempt."""
+        """Let it be time for the recovery's next attempt, if it has begun to wait for that."""
         self.clock.advance(PAUSE)
+
+    def recover(self, mended):
+        """Let half seconds pass until an attempt has succeeded."""
+        for _ in range(400):
+            self.half_a_second_later()
+            if mended.is_called_within(0.05):
+                return
+        raise AssertionError("it did not recover")
 
     def come_back(self):
         self.cache.down = self.locks.down = frozenset()
-        self.half_a_second_later()
-        self.mended.wait_for(1)
+        self.recover(self.mended)
+
+
+def ends(is_alive, clock):
+    """Whether a thread ends as half seconds pass; there is nothing to be told of it by."""
+    for _ in range(4_000):
+        clock.advance(PAUSE)
+        if not is_alive():
+            return True
+        time.sleep(0.005)
+    return False
 
 
 @pytest.fixture
@@ -172,18 +189,17 @@ def test_locks_that_failed_are_left_alone_and_the_cache_is_used(world):
 def test_locks_come_back(world):
     world.locks.down = True
     world.read()
-    trouble = Trouble.of(world.locks)
+    trouble = world.service._refill._locks.trouble
     mended = trouble.mend = Counted(trouble.mend)
     world.locks.down = frozenset()
-    world.half_a_second_later()
-    mended.wait_for(1)
+    world.recover(mended)
 
     assert world.service.health() == WELL
 
 
 def test_a_lock_that_is_held_is_given_back_in_trouble_too(world):
     world.locks.down = frozenset({"acquire"})
-    world.shelf.during_load = lambda: Trouble.of(world.locks).fail()
+    world.shelf.during_load = lambda: world.service._refill._locks.trouble.fail()
     world.locks.down = frozenset()
     world.read()
 
@@ -291,6 +307,67 @@ def test_a_clear_of_every_list_is_replayed_as_one(world):
     world.service.close()
 
 
+def test_one_list_that_cannot_be_cleared_holds_back_no_other():
+    world = World(shelf=ScopedShelf())
+    stubborn = "slots.availability:str:JFK"
+    clear = world.memory.clear
+
+    def clear_others(key):
+        if key == stubborn:
+            raise Gone(key)
+        clear(key)
+
+    world.cache.down = frozenset({"clear"})
+    for scope in ("JFK", "LGA"):
+        world.service.clear_availability_cache(scope)
+    world.memory.clear = clear_others
+    world.cache.down = frozenset()
+    world.service.close()
+
+    assert world.trouble.undelivered() == [stubborn]
+    world.memory.clear = clear
+    world.service.close()
+
+
+def test_a_cache_that_is_its_own_lock_provider_has_its_clears_repeated(world):
+    class Both(MemoryCache):
+        def acquire(self, name, *, ttl):
+            raise Gone("acquire")
+
+        def release(self, lock):
+            raise Gone("release")
+
+        def locks(self):
+            return self
+
+        def clear(self, key):
+            if self.down:
+                raise Gone("clear")
+            super().clear(key)
+
+    both = Both(clock=world.clock)
+    both.down = True
+    service = SlotAvailabilityService(world.shelf, cache=both, clock=world.clock)
+    service.read()
+    service.clear_availability_cache()
+    both.down = False
+    trouble = service._trouble
+    mended = trouble.mend = Counted(trouble.mend)
+    world.recover(mended)
+
+    assert service.health() == Health(cache=True, locks=False, undelivered=0)
+    service.close()
+
+
+def test_why_a_clear_fails_is_logged_once(world, caplog):
+    world.cache.down = True
+    for _ in range(3):
+        world.sell_one()
+
+    reasons = [bool(record.exc_info) for record in caplog.records if record.levelno >= 30]
+    assert reasons == [True, False, False]
+
+
 # The notes themselves.
 
 
@@ -358,8 +435,17 @@ def test_a_mended_backend_is_still_bypassed_while_it_owes_a_clear():
     assert trouble.bypass
 
 
-def test_a_part_that_can_bear_no_attribute_has_trouble_of_the_service_alone():
-    assert Trouble.of(object()) is not Trouble.of(object())
+def test_a_cache_that_can_bear_no_attribute_is_refused():
+    class Bare(MemoryCache):
+        __slots__ = ()
+
+        def __setattr__(self, name, value):
+            if name.startswith("_slotcache"):
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    with pytest.raises(TypeError, match="Bare can bear no attribute"):
+        SlotAvailabilityService(Shelf(), cache=Bare())
 
 
 # What this process last knew (P5).
@@ -414,6 +500,40 @@ def test_a_follower_is_given_what_was_last_known_too(world):
     assert {follower.result(20).source for follower in followers} == {Source.STALE}
 
 
+def test_readers_who_are_cut_off_share_the_query_that_fails(world):
+    world.read()
+    cut_off(world)
+    world.read()
+    loads = world.shelf.loads
+    gate = world.shelf.during_load = Gate()
+    leader = spawn(world.read)
+    gate.wait_for_somebody()
+    boarded = Counted(world.service._refill._flights.board)
+    world.service._refill._flights.board = boarded
+    followers = [spawn(world.read) for _ in range(10)]
+    boarded.wait_for(10)
+    gate.open()
+
+    assert {one.result(20).source for one in (leader, *followers)} == {Source.STALE}
+    assert world.shelf.loads == loads + 2
+
+
+@pytest.mark.parametrize(("after", "served"), [(2.9, True), (3.0, False)])
+def test_what_was_last_known_has_no_longer_life_than_it_had(after, served):
+    world = World(ttl=600, stale_ttl=2)
+    world.shelf.valid_for = 1.0
+    world.read()
+    world.clock.advance(after)
+    cut_off(world)
+
+    if served:
+        assert world.read().source is Source.STALE
+    else:
+        with pytest.raises(Gone, match="the table"):
+            world.read()
+    world.service.close()
+
+
 @pytest.mark.parametrize(("after", "served"), [(69.9, True), (70.0, False)])
 def test_what_was_last_known_stands_in_for_stale_ttl(world, after, served):
     world.read()
@@ -431,6 +551,46 @@ def test_what_this_process_cleared_is_not_known_any_more(world):
     world.read()
     cut_off(world)
     world.service.clear_availability_cache()
+
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+
+
+def test_what_a_service_on_the_same_cache_cleared_is_not_known_any_more(world):
+    world.read()
+    other = world.another_service()
+    cut_off(world)
+    other.clear_availability_cache()
+
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+    other.close()
+
+
+def test_what_was_found_while_a_clear_was_failing_is_not_known_after_it(world):
+    lock = world.locks._part.acquire(f"{KEY}.lock", ttl=100)
+    miss = world.memory.read(KEY)
+    old = world.shelf.load(None).availability
+    waiting, clearing = Gate(), Gate()
+    world.clock.sleep = lambda _seconds: waiting()
+    reader = spawn(world.read)
+    waiting.wait_for_somebody()
+
+    def clear(_key):
+        clearing()
+        raise Gone("clear")
+
+    world.memory.clear = clear
+    writer = spawn(world.service.clear_availability_cache)
+    clearing.wait_for_somebody()
+    world.memory.fill(KEY, miss, old, ttl=10, stale_ttl=60)
+    waiting.open()
+    assert reader.result(20).source is Source.CACHED
+    clearing.open()
+    assert writer.result(20) is False
+    del world.memory.clear, world.clock.sleep
+    world.locks._part.release(lock)
+    cut_off(world)
 
     with pytest.raises(Gone, match="the table"):
         world.read()
@@ -535,11 +695,69 @@ def test_a_closed_service_still_answers(world):
     assert service.read().source is Source.DIRECT
 
 
+def test_a_service_that_was_closed_sees_to_later_trouble_again(world):
+    world.service.close()
+    world.cache.down = True
+    world.read()
+    world.come_back()
+
+    assert world.service.health() == WELL
+
+
+def test_a_recovery_that_could_not_begin_is_begun_by_the_next_reader(world):
+    spawn_it = world.service._refill._cache._spawn
+
+    def interrupted_spawn(_flow):
+        raise Interrupt
+
+    world.cache.down = True
+    world.service._refill._cache._spawn = interrupted_spawn
+    with pytest.raises(Interrupt):
+        world.read()
+    world.service._refill._cache._spawn = spawn_it
+    world.read()
+    world.come_back()
+
+    assert world.service.health() == WELL
+
+
+def test_threads_that_run_out_make_no_read_fail(world, caplog):
+    def no_more_threads(_flow):
+        raise RuntimeError("can't start new thread")
+
+    world.cache.down = True
+    world.service._refill._cache._spawn = no_more_threads
+
+    assert world.read().source is Source.DIRECT
+    assert "nobody sees to" in caplog.text
+
+
+def test_a_service_that_nobody_uses_any_more_leaves_no_thread_behind(caplog):
+    caplog.set_level(logging.CRITICAL)  # what is logged here keeps the service alive
+    world = World()
+    threads = []
+    start = world.service._refill._cache._spawn
+
+    def spawn_and_tell(flow):
+        threads.append(start(flow))
+        return threads[-1]
+
+    world.service._refill._cache._spawn = spawn_and_tell
+    world.cache.down = True
+    world.read()
+    clock = world.clock
+    del world
+    gc.collect()
+
+    (is_alive,) = threads
+    assert ends(is_alive, clock)
+
+
 def test_another_service_takes_over_what_a_closed_one_leaves(world):
     other = world.another_service()
     world.cache.down = True
     world.sell_one()
-    left_it = world.trouble.leave = Counted(world.trouble.leave)
+    left_it = world.trouble.give_up = Counted(world.trouble.give_up)
     world.service.close()
     left_it.wait_for(1)
     other.read()

@@ -8,10 +8,12 @@ back. A clear is tried even then, and so is the release of a lock that is held.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from slotcache.events import Counts
+from slotcache._fork import forget_after_fork
+from slotcache.availability import Availability
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
     AsyncCacheBackend,
@@ -20,20 +22,19 @@ from slotcache.protocols import (
     AsyncLockProvider,
     Entry,
     Generation,
-    Loaded,
     Lock,
     Miss,
 )
 from slotcache.trouble import BUDGET, PAUSE, Trouble
 
-__all__ = ["Background", "Guard", "GuardedCache", "GuardedLocks"]
+__all__ = ["GuardedCache", "GuardedLocks", "Spawn", "believable"]
 
 _log = logging.getLogger("slotcache")
 
 AnswerT = TypeVar("AnswerT")
 DefaultT = TypeVar("DefaultT")
 
-Background: TypeAlias = Callable[[Coroutine[Any, Any, None]], Callable[[], bool]]
+Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], Callable[[], bool]]
 """Has a flow run beside the caller; returns a function that tells, later, whether it still runs."""
 
 # Stands for the lock when the provider itself is broken: one query a process, instead of none.
@@ -46,24 +47,23 @@ class Guard:
     Args:
         trouble: That backend's.
         clock: Time, and the wait between two attempts.
-        background: Has the recovery run beside the readers.
-        retry: One attempt of it: returns if the backend has answered, raises if not.
+        spawn: Has the recovery run beside the readers.
     """
 
-    def __init__(
-        self,
-        trouble: Trouble,
-        clock: AsyncClock,
-        background: Background,
-        retry: Callable[[], Awaitable[object]],
-    ) -> None:
+    def __init__(self, trouble: Trouble, clock: AsyncClock, spawn: Spawn) -> None:
         self.trouble = trouble
         self._clock = clock
         self._now = clock.now
-        self._background = background
-        self._retry = retry
+        self._spawn = spawn
+        self._after_fork()
+        forget_after_fork(self)
+
+    def _after_fork(self) -> None:
         self._closing: AsyncEvent | None = None
-        self._closed = False
+
+    async def retry(self) -> None:
+        """Make one attempt of the recovery: it has succeeded unless it raises."""
+        raise NotImplementedError
 
     async def ask(
         self, what: str, name: str, call: Callable[[], Awaitable[AnswerT]], default: DefaultT
@@ -91,98 +91,108 @@ class Guard:
 
     def failed(self, what: str, name: str) -> None:
         """Log the exception that is being handled, and have it seen to."""
-        _log.warning("%s: %r", what, name, exc_info=True)
+        # Clears are tried again and again: the first tells why, the others only that.
+        _log.warning("%s: %r", what, name, exc_info=not self.trouble.bypass)
         self.trouble.fail()
         self.attend()
 
     def attend(self) -> None:
         """See to it that somebody sees to the trouble."""
-        if self._closed or not self.trouble.attend():
+        if not self.trouble.attend():
             return
-        self._closing = self._clock.event()
-        recovery = self._recover(self._closing)
+        recovery = None
         try:
-            self.trouble.attended_while(self._background(recovery))
-        except Exception:  # no more threads, at the end of the process for example
-            recovery.close()
-            self.trouble.leave(unsettled=True)
+            self._closing = self._clock.event()
+            recovery = _recover(weakref.ref(self), self._closing)
+            self.trouble.attended_while(self._spawn(recovery))
+        except BaseException as error:  # interrupted, or no more threads
+            if recovery is not None:
+                recovery.close()
+            self.trouble.give_up()
+            if not isinstance(error, Exception):
+                raise
             _log.warning("nobody sees to a backend in trouble", exc_info=True)
 
-    async def close(self) -> None:
-        """End the recovery, with a last attempt if there is anything to deliver."""
-        self._closed = True
-        if self._closing is not None:
-            self._closing.set()
-        if self.trouble.undelivered():
-            await self._attempt()
-
-    async def _recover(self, closing: AsyncEvent) -> None:
-        while not self.trouble.leave():
-            if await closing.wait(PAUSE):
-                self.trouble.leave(unsettled=True)
-                return
-            await self._attempt()
-
-    async def _attempt(self) -> None:
+    async def attempt(self) -> None:
+        """Find out whether the backend is back."""
         began = self._now()
         try:
-            await self._retry()
+            await self.retry()
         except Exception as error:
             _log.info("a backend in trouble has not answered yet: %r", error)
             return
         if self._now() - began <= BUDGET:
             self.trouble.mend()
 
+    async def close(self) -> None:
+        """End the recovery, with a last attempt if there is anything to deliver."""
+        if self._closing is not None:
+            self._closing.set()
+        if self.trouble.undelivered():
+            await self.attempt()
 
-class GuardedCache:
-    """The cache, as the flow asks it.
 
-    Attributes:
-        guard: Whether it is asked at all.
-    """
+async def _recover(whose: weakref.ref[Guard], closing: AsyncEvent) -> None:
+    """Make attempts until one succeeds, or until nobody uses the guard and it owes nothing."""
+    guard = whose()
+    while guard is not None and not guard.trouble.leave_if_settled():
+        owes = guard if guard.trouble.undelivered() else None
+        del guard
+        is_over = await closing.wait(PAUSE)
+        del owes
+        guard = whose()
+        if guard is None:
+            return
+        if is_over:
+            guard.trouble.give_up()
+            return
+        await guard.attempt()
+
+
+class GuardedCache(Guard):
+    """The cache, as the flow asks it."""
 
     def __init__(
         self,
         cache: AsyncCacheBackend,
         policy: AvailabilityPolicy,
-        counts: Counts,
-        guard: Callable[[Callable[[], Awaitable[object]]], Guard],
+        trouble: Trouble,
+        clock: AsyncClock,
+        spawn: Spawn,
     ) -> None:
-        self.guard = guard(self._retry)
+        super().__init__(trouble, clock, spawn)
         self._cache = cache
         self._policy = policy
-        self._counts = counts
 
     def unanswered(self, key: str) -> Miss:
         """What a look is worth whose exception is being handled."""
-        self.guard.failed("the cache could not be read", key)
+        self.failed("the cache could not be read", key)
         return Miss()
 
     async def look(self, key: str) -> Entry | Miss:
         """Return what the cache has; a Miss without a generation: no answer."""
-        found = await self.guard.ask(
+        found = await self.ask(
             "the cache could not be read", key, lambda: self._cache.read(key), Miss()
         )
         return believable(found)
 
-    async def fill(self, key: str, look: Miss, loaded: Loaded) -> None:
-        """Have the cache keep what was loaded after `look`."""
-        life = loaded.valid_for
-        kept = await self.guard.ask(
+    async def fill(
+        self, key: str, look: Miss, availability: Availability, valid_for: float | None
+    ) -> Entry | None:
+        """Have the cache keep what was loaded after `look`; None: it is not fresh there."""
+        return await self.ask(
             "the cache could not be filled",
             key,
             lambda: self._cache.fill(
                 key,
                 look,
-                loaded.availability,
+                availability,
                 ttl=self._policy.ttl,
                 stale_ttl=self._policy.stale_ttl,
-                valid_for=None if life is None else max(life, self._policy.min_ttl),
+                valid_for=valid_for,
             ),
             None,
         )
-        if kept is None:
-            self._counts.outrun += 1
 
     async def clear(self, keys: Iterable[str | None]) -> bool:
         """Have the cache count a clear of these keys (None: of every key); False: noted."""
@@ -194,50 +204,55 @@ class GuardedCache:
                 del owed[0]
         except BaseException:  # cancelled or interrupted: nobody knows what was taken
             for key in owed:
-                self.guard.trouble.note(key)
-            self.guard.attend()
+                self.trouble.note(key)
+            self.attend()
             raise
         return delivered
 
     async def _delivered(self, key: str | None) -> bool:
-        trouble = self.guard.trouble
-        ticket = trouble.ticket()
+        ticket = self.trouble.ticket()
         what, name = "the cache could not be cleared", "everything" if key is None else key
         try:
-            await self.guard.timed(what, name, self._send(key))
+            await self.timed(what, name, self._send(key))
         except Exception:
-            trouble.note(key)
-            self.guard.failed(what, name)
+            self.failed(what, name)
+            self.trouble.note(key)
+            self.attend()
             return False
-        trouble.taken(key, ticket)
+        self.trouble.taken(key, ticket)
         return True
 
     async def _send(self, key: str | None) -> None:
         await (self._cache.clear_all() if key is None else self._cache.clear(key))
 
-    async def _retry(self) -> None:
-        trouble = self.guard.trouble
-        for key in trouble.undelivered():
-            ticket = trouble.ticket()
-            await self._send(key)
-            trouble.taken(key, ticket)
+    async def retry(self) -> None:
+        """Deliver what is owed, each for itself, and ask for a list."""
+        failure = None
+        for key in self.trouble.undelivered():
+            ticket = self.trouble.ticket()
+            try:
+                await self._send(key)
+            except Exception as error:
+                failure = error
+            else:
+                self.trouble.taken(key, ticket)
+        if failure is not None:
+            raise failure
         await self._cache.look(self._policy.key)
 
 
-class GuardedLocks:
-    """The locks, as the flow asks them.
-
-    Attributes:
-        guard: Whether they are asked at all.
-    """
+class GuardedLocks(Guard):
+    """The locks, as the flow asks them."""
 
     def __init__(
         self,
         locks: AsyncLockProvider,
         policy: AvailabilityPolicy,
-        guard: Callable[[Callable[[], Awaitable[object]]], Guard],
+        trouble: Trouble,
+        clock: AsyncClock,
+        spawn: Spawn,
     ) -> None:
-        self.guard = guard(self._retry)
+        super().__init__(trouble, clock, spawn)
         self._locks = locks
         self._prefix = policy.lock_key or f"{policy.key}.lock"
         self._key = policy.key
@@ -246,7 +261,7 @@ class GuardedLocks:
     async def acquire(self, key: str) -> Lock | None:
         """Return the lock of this list; None: somebody else holds it."""
         name = self._prefix + key.removeprefix(self._key)
-        lock = await self.guard.ask(
+        lock = await self.ask(
             "the lock could not be asked for",
             name,
             lambda: self._locks.acquire(name, ttl=self._ttl),
@@ -260,11 +275,12 @@ class GuardedLocks:
             return
         what = "the lock could not be released"
         try:
-            await self.guard.timed(what, lock.name, self._locks.release(lock))
+            await self.timed(what, lock.name, self._locks.release(lock))
         except Exception:
-            self.guard.failed(what, lock.name)
+            self.failed(what, lock.name)
 
-    async def _retry(self) -> None:
+    async def retry(self) -> None:
+        """Take a lock of no list, and give it back."""
         lock = await self._locks.acquire(f"{self._prefix}.probe", ttl=PAUSE)
         if lock is not None:
             await self._locks.release(lock)

@@ -35,11 +35,6 @@ class _Record:
             self.copy = None
 
 
-def _order(entry: Entry) -> tuple[int, float]:
-    """What decides between two values of one record: the clears, then the look."""
-    return entry.generation.clears, entry.since
-
-
 class _Records(LRUCache[str, _Record]):
     """The records, the least recently touched dropped first, and with it its fresh entry.
 
@@ -126,7 +121,7 @@ class MemoryCache:
             record = self._records.get(key)
             if record is None or not record.generation.covers(entry.generation):
                 return None
-            if record.copy is not None and _order(entry) < _order(record.copy):
+            if record.copy is not None and record.copy.outranks(entry):
                 return None
             record.copy = entry
             if entry.generation != record.generation:

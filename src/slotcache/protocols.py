@@ -80,6 +80,14 @@ class Entry:
     since: float
     until: float
 
+    def outranks(self, other: Entry) -> bool:
+        """Whether it stays where both were filled: it has more clears, or as many and looked later.
+
+        Both are of one record.
+        """
+        ours, theirs = self.generation.clears, other.generation.clears
+        return (ours, self.since) > (theirs, other.since)
+
 
 @dataclass(frozen=True, slots=True)
 class Miss:

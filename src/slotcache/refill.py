@@ -25,16 +25,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from slotcache.availability import Availability, Source
 from slotcache.events import Counts, Health
 from slotcache.flight import Answer, Flight, Flights
-from slotcache.guard import Background, Guard, GuardedCache, GuardedLocks, believable
+from slotcache.guard import GuardedCache, GuardedLocks, Spawn, believable
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
     AsyncCacheBackend,
@@ -77,7 +76,7 @@ class Ports:
         clock: Time, and every wait.
         runner: Called by a leader: returns a function that tells, later, whether it still runs.
         jitter: A random number in [0, 1).
-        background: Has a flow run beside the readers.
+        spawn: Has a flow run beside the readers.
         trouble: The cache's.
         lock_trouble: The locks'.
         known: Where this process keeps what it last knew, for when both cache and table fail.
@@ -89,7 +88,7 @@ class Ports:
     clock: AsyncClock
     runner: Callable[[], Callable[[], bool]]
     jitter: Callable[[], float]
-    background: Background
+    spawn: Spawn
     trouble: Trouble
     lock_trouble: Trouble
     known: CacheBackend
@@ -117,12 +116,10 @@ class Refill:
 
     def __init__(self, ports: Ports, policy: AvailabilityPolicy) -> None:
         self.counts = Counts()
-
-        def guard(trouble: Trouble) -> Callable[[Callable[[], Awaitable[object]]], Guard]:
-            return partial(Guard, trouble, ports.clock, ports.background)
-
-        self._cache = GuardedCache(ports.cache, policy, self.counts, guard(ports.trouble))
-        self._locks = GuardedLocks(ports.locks, policy, guard(ports.lock_trouble))
+        self._cache = GuardedCache(ports.cache, policy, ports.trouble, ports.clock, ports.spawn)
+        self._locks = GuardedLocks(
+            ports.locks, policy, ports.lock_trouble, ports.clock, ports.spawn
+        )
         self._known = ports.known
         self._slots = ports.slots
         self._clock = ports.clock
@@ -157,9 +154,12 @@ class Refill:
     async def clear(self, keys: Iterable[str | None]) -> bool:
         """Clear these keys (None: every key); return whether the cache took each of them."""
         keys = list(keys)
-        for key in keys:
-            self._known.clear_all() if key is None else self._known.clear(key)
-        delivered = await self._cache.clear(keys)
+        try:
+            delivered = await self._cache.clear(keys)
+        finally:
+            # After it: what was looked up in the cache before it was cleared is forgotten too.
+            for key in keys:
+                self._known.clear_all() if key is None else self._known.clear(key)
         self.counts.clears += 1
         self.counts.undelivered += not delivered
         return delivered
@@ -170,12 +170,12 @@ class Refill:
 
     def unasked(self) -> Miss:
         """What a first look is worth that was not made, because the cache is in trouble."""
-        self._cache.guard.attend()
+        self._cache.attend()
         return Miss()
 
     def health(self) -> Health:
         """Tell whether cache and locks are asked, and what the cache has not taken."""
-        cache, locks = self._cache.guard.trouble, self._locks.guard.trouble
+        cache, locks = self._cache.trouble, self._locks.trouble
         return Health(
             cache=not cache.bypass,
             locks=not locks.bypass,
@@ -184,8 +184,8 @@ class Refill:
 
     async def close(self) -> None:
         """End what runs in the background."""
-        await self._cache.guard.close()
-        await self._locks.guard.close()
+        await self._cache.close()
+        await self._locks.close()
 
     async def _lead_or_follow(self, own: Flight, read: _Read) -> Answer | None:
         """Board a flight; None: it ended without an answer for this reader."""
@@ -220,7 +220,10 @@ class Refill:
         if outcome is None:
             return None
         oldest = read.began - self._policy.ttl
-        return outcome if outcome.serves(read.first.generation, oldest) else None
+        if outcome.serves(read.first.generation, oldest):
+            return outcome
+        # The table failed its leader: this one would only be failed in its turn.
+        return self._stand_in(read, read.first) if outcome.source is Source.STALE else None
 
     async def _landing(self, flight: Flight, key: str, deadline: float) -> bool:
         """Wait until it has landed, and land it if its leader is gone; False: not in time."""
@@ -307,10 +310,13 @@ class Refill:
                 "the load of %r failed; its expired copy is served", read.key, exc_info=True
             )
             return stale
-        self._remember(read.key, known, loaded.availability, self._policy.ttl)
+        life = loaded.valid_for
+        life = None if life is None else max(life, self._policy.min_ttl)
+        self._remember(read.key, known, loaded.availability, self._policy.ttl, life)
         if not fill:
             return Answer(loaded.availability, Source.DIRECT, since)
-        await self._cache.fill(read.key, look, loaded)
+        kept = await self._cache.fill(read.key, look, loaded.availability, life)
+        self.counts.outrun += kept is None
         return Answer(loaded.availability, Source.LOADED, since)
 
     async def _load(self, flight: Flight, scope: Scope | None) -> Loaded:
@@ -364,10 +370,17 @@ class Refill:
             self._remember(key, known, found.availability, found.until - found.since)
         return found
 
-    def _remember(self, key: str, known: Miss, availability: Availability, ttl: float) -> None:
+    def _remember(
+        self,
+        key: str,
+        known: Miss,
+        availability: Availability,
+        ttl: float,
+        life: float | None = None,
+    ) -> None:
         """Keep what this process knows, unless it has cleared it since it looked (`known`)."""
         stale_ttl = self._policy.stale_ttl
-        self._known.fill(key, known, availability, ttl=ttl, stale_ttl=stale_ttl)
+        self._known.fill(key, known, availability, ttl=ttl, stale_ttl=stale_ttl, valid_for=life)
 
     def _counted(self, answer: AnswerT, *, led: bool) -> AnswerT:
         """Count how a reader was answered."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 from slotcache.availability import Availability, Reading, Source, refused_scope
 from slotcache.events import Health, Stats
-from slotcache.guard import Background
+from slotcache.guard import Spawn
 from slotcache.memory import MemoryCache
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
@@ -25,7 +26,7 @@ from slotcache.protocols import (
     SlotRepository,
 )
 from slotcache.refill import Ports, Refill
-from slotcache.trouble import Trouble
+from slotcache.trouble import Trouble, shared
 from slotcache.worlds import (
     InlineCache,
     InlineClock,
@@ -100,7 +101,7 @@ class SlotAvailabilityService:
     # What a simulated world decides instead.
     _runner: Callable[[], Callable[[], bool]] = staticmethod(current_thread)
     _jitter: Callable[[], float] = staticmethod(random.random)
-    _background: Background = staticmethod(in_background)
+    _spawn: Spawn = staticmethod(in_background)
 
     def __init__(
         self,
@@ -130,10 +131,10 @@ class SlotAvailabilityService:
             InlineClock(clock),
             runner=self._runner,
             jitter=self._jitter,
-            background=self._background,
-            trouble=Trouble.of(cache),
-            lock_trouble=Trouble.of(locks),
-            known=MemoryCache(clock=clock),
+            spawn=self._spawn,
+            trouble=shared(cache, "trouble", Trouble),
+            lock_trouble=shared(locks, "lock_trouble", Trouble),
+            known=shared(cache, "known", MemoryCache, partial(MemoryCache, clock=clock)),
         )
         self._trouble = ports.trouble
         self._refill = Refill(ports, policy)
@@ -210,7 +211,7 @@ class SlotAvailabilityService:
         """End what runs in the background: nothing does, unless the cache or the locks failed.
 
         A clear that the cache has not taken is tried once more. What was given to this object
-        stays open, and lists can still be read.
+        stays open. Lists can still be read, and a read that meets trouble begins anew.
         """
         run(self._refill.close())
 
@@ -238,7 +239,7 @@ class AsyncSlotAvailabilityService:
     # What a simulated world decides instead.
     _runner: Callable[[], Callable[[], bool]] = staticmethod(current_thread)
     _jitter: Callable[[], float] = staticmethod(random.random)
-    _background: Background
+    _spawn: Spawn
 
     def __init__(
         self,
@@ -260,10 +261,10 @@ class AsyncSlotAvailabilityService:
             clock,
             runner=self._runner,
             jitter=self._jitter,
-            background=self._background,
-            trouble=Trouble.of(cache),
-            lock_trouble=Trouble.of(locks),
-            known=MemoryCache(clock=clock),
+            spawn=self._spawn,
+            trouble=shared(cache, "trouble", Trouble),
+            lock_trouble=shared(locks, "lock_trouble", Trouble),
+            known=shared(cache, "known", MemoryCache, partial(MemoryCache, clock=clock)),
         )
         self._trouble = ports.trouble
         self._refill = Refill(ports, policy)

@@ -9,13 +9,13 @@ the one that a second writer wrote meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from slotcache._fork import forget_after_fork
 
-__all__ = ["BUDGET", "PAUSE", "Trouble"]
+__all__ = ["BUDGET", "PAUSE", "Trouble", "shared"]
 
 BUDGET = 0.25
 """Seconds that one call of a backend may take before it counts as failed."""
@@ -24,9 +24,40 @@ PAUSE = 0.5
 """Seconds between two attempts to find out whether a backend is back."""
 
 _MOST_NOTES = 1_000
-_ATTRIBUTE = "_slotcache_trouble"
 _PATIENCE = 1.0
 _one_at_a_time = threading.Lock()
+
+SharedT = TypeVar("SharedT")
+
+
+def shared(
+    backend: object, role: str, kind: type[SharedT], make: Callable[[], SharedT] | None = None
+) -> SharedT:
+    """Return what all services on one backend share: the first of them makes it.
+
+    It is an attribute of the backend. (Not by `vars`, which would make every other attribute of
+    that object slower to read.)
+
+    Raises:
+        TypeError: The backend can bear no attribute.
+    """
+    name = f"_slotcache_{role}"
+    # In a child that was forked right here the lock is never released.
+    locked = _one_at_a_time.acquire(timeout=_PATIENCE)
+    try:
+        found = getattr(backend, name, None)
+        if not isinstance(found, kind):
+            found = (make or kind)()
+            setattr(backend, name, found)
+        return found
+    except AttributeError:
+        raise TypeError(
+            f"{type(backend).__name__} can bear no attribute, by which the services on it share "
+            "what they know: leave __slots__ out, or add '__dict__' to them"
+        ) from None
+    finally:
+        if locked:
+            _one_at_a_time.release()
 
 
 class Trouble:
@@ -48,23 +79,6 @@ class Trouble:
         # The notes stay: the child, too, began after the changes that they stand for.
         self._mutex = threading.Lock()
         self._is_attended: Callable[[], bool] | None = None
-
-    @classmethod
-    def of(cls, backend: object) -> Trouble:
-        """Return this backend's trouble: the same to all who ask, if it can bear an attribute."""
-        # A set attribute, for `vars(backend)` would make all its other attributes slower to read.
-        # In a child that was forked right here the lock is never released.
-        locked = _one_at_a_time.acquire(timeout=_PATIENCE)
-        try:
-            found = getattr(backend, _ATTRIBUTE, None)
-            if not isinstance(found, cls):
-                found = cls()
-                with contextlib.suppress(AttributeError):
-                    setattr(backend, _ATTRIBUTE, found)
-            return found
-        finally:
-            if locked:
-                _one_at_a_time.release()
 
     def fail(self) -> None:
         """Note that a call failed."""
@@ -124,13 +138,18 @@ class Trouble:
             if self._is_attended is not None:
                 self._is_attended = alive
 
-    def leave(self, *, unsettled: bool = False) -> bool:
-        """End seeing to it, if there is nothing left to see to, or in any case."""
+    def leave_if_settled(self) -> bool:
+        """End seeing to it, if there is nothing left to see to."""
         with self._mutex:
-            if self.bypass and not unsettled:
+            if self.bypass:
                 return False
             self._is_attended = None
             return True
+
+    def give_up(self) -> None:
+        """End seeing to it, although there is something left."""
+        with self._mutex:
+            self._is_attended = None
 
     def _settle(self) -> None:
         self.bypass = self._broken or bool(self._notes)

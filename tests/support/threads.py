@@ -65,6 +65,10 @@ class Counted(Generic[T]):
         self._calls.release()
         return answer
 
+    def is_called_within(self, seconds: float) -> bool:
+        """Whether one call more has returned by then."""
+        return self._calls.acquire(timeout=seconds)
+
     def wait_for(self, calls: int) -> None:
         """Wait until that many calls more have returned."""
         for _ in range(calls):

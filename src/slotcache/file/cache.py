@@ -10,7 +10,7 @@ No method waits for another process: there is no lock that one of them could be 
   it.) Of two fills at once the older may land last: that costs a query.
 - Who looks reads the record first and the list after it: a list that bears the generation seen,
   or a later one, was loaded after every clear that the look has to show.
-- A hit is one `fstat` of the record, which the process holds open.
+- A hit is one `stat` of the record, which the process holds open.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class FileCache:
         # More clears than the record has counted: that was damaged, and the list is none.
         if other is None or other.stored.generation.clears > current.clears:
             return False
-        return _order(other.stored) > _order(stored)
+        return other.stored.outranks(stored)
 
     def _list_of(self, key: str, record: Record) -> _Kept | None:
         """Return the list that is kept under this record; None: there is none, or it is damaged."""
@@ -276,8 +276,4 @@ class FileCache:
         if now - self._swept > IDLE:
             self._swept = now
             self._folder.sweep()
-
-
-def _order(entry: Entry) -> tuple[int, float]:
-    """What decides between two values of one record: the clears, then the look."""
-    return entry.generation.clears, entry.since
+            self._locks.sweep()

@@ -24,7 +24,7 @@ from uuid import UUID
 
 from slotcache.protocols import Clock
 
-__all__ = ["FileOperations", "Folder", "boot_id", "host_clock", "read_all"]
+__all__ = ["FileOperations", "Folder", "boot_id", "host_clock", "identity", "read_all"]
 
 DRAFT, LIST, LOCK, RECORD = ".draft", ".list", ".lock", ".record"
 
@@ -109,7 +109,7 @@ class Folder:
         return f"{self.path}{os.sep}{digest}{suffix}"
 
     def open(self, path: str) -> int | None:
-        """Open a file for reading; None: there is none."""
+        """Open a file of the folder for reading; None: there is none."""
         try:
             return self.files.open(path, _READ)
         except FileNotFoundError:
@@ -181,6 +181,11 @@ class Folder:
             Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise ValueError(f"{self.path} is no directory: give the path of one") from None
+
+
+def identity(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells an open file from all others."""
+    return found.st_dev, found.st_ino
 
 
 def read_all(files: FileOperations, fd: int, size: int) -> bytes:

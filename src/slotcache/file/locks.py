@@ -22,7 +22,7 @@ from typing import Self
 from filelock import lock_descriptor, unlock_descriptor
 
 from slotcache._fork import forget_after_fork
-from slotcache.file.folder import LOCK, FileOperations, Folder, host_clock, read_all
+from slotcache.file.folder import LOCK, FileOperations, Folder, host_clock, identity, read_all
 from slotcache.protocols import Clock, Lock
 
 __all__ = ["FileLocks"]
@@ -58,16 +58,14 @@ class FileLocks:
         self._folder = Folder(directory, files)
         self._held: dict[Lock, int] = {}
         # All descriptors that are, or may become, locked: a child must not keep them open.
-        self._open: set[int] = set()
-        self._sweep()
+        self._open: dict[int, tuple[int, int]] = {}
+        self.sweep()
         forget_after_fork(self)
 
     def _after_fork(self) -> None:
         # Closing is enough, and no more than that: unlocking would unlock the parent's.
-        for fd in self._open:
-            with contextlib.suppress(OSError):
-                self._files.close(fd)
-        self._open = set()
+        for fd in list(self._open):
+            self._close(fd, unlock=False)
         self._held = {}
 
     def acquire(self, name: str, *, ttl: float) -> Lock | None:
@@ -111,8 +109,10 @@ class FileLocks:
 
     def _is_abandoned(self, fd: int) -> bool:
         """Whether the holder's process is gone, or its time is over."""
-        if lock_descriptor(fd, blocking=False):
-            return True
+        return lock_descriptor(fd, blocking=False) or self._is_over(fd)
+
+    def _is_over(self, fd: int) -> bool:
+        """Whether the holder's deadline is past; asked once of each descriptor."""
         deadline, _ = self._holder(fd)
         return self._host_now() >= deadline
 
@@ -129,7 +129,7 @@ class FileLocks:
         own = self._folder.open(draft)
         if own is None:
             return None
-        self._open.add(own)
+        self._register(own)
         placed = False
         try:
             lock_descriptor(own, blocking=False)
@@ -152,8 +152,9 @@ class FileLocks:
         if self._files.fstat(other).st_nlink == 0:  # given back since it was opened
             return self._linked(draft, path)
         with self._guard() as guarded:
-            # If its holder is gone we have it locked, which is as good as the guard.
-            if not (guarded or lock_descriptor(other, blocking=False)):
+            # Its holder is gone, before its time: nobody else will replace what we have locked.
+            early = lock_descriptor(other, blocking=False) and not self._is_over(other)
+            if not (guarded or early):
                 return False
             if not self._is_in_place(other, path):
                 return False
@@ -174,7 +175,7 @@ class FileLocks:
                     self._files.unlink(path)
             return self._host_now() < deadline
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove the files of holders that were killed, where nobody came to replace them."""
         for path in self._folder.idle(LOCK):
             with contextlib.suppress(OSError), self._opened(path) as fd, self._guard() as guarded:
@@ -188,7 +189,7 @@ class FileLocks:
             placed, opened = self._files.stat(path), self._files.fstat(fd)
         except FileNotFoundError:
             return False
-        return (placed.st_dev, placed.st_ino) == (opened.st_dev, opened.st_ino)
+        return identity(placed) == identity(opened)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int | None]:
@@ -196,7 +197,7 @@ class FileLocks:
         if fd is None:
             yield None
             return
-        self._open.add(fd)
+        self._register(fd)
         try:
             yield fd
         finally:
@@ -205,13 +206,22 @@ class FileLocks:
     @contextmanager
     def _guard(self) -> Iterator[bool]:
         """Be the only one who replaces or removes lock files; False: somebody else is."""
-        with self._opened(self._folder.path) as fd:
-            yield fd is not None and lock_descriptor(fd, blocking=False)
+        fd = self._files.open(self._folder.path, os.O_RDONLY)
+        self._register(fd)
+        try:
+            yield lock_descriptor(fd, blocking=False)
+        finally:
+            self._close(fd)
 
-    def _close(self, fd: int) -> None:
+    def _register(self, fd: int) -> None:
+        self._open[fd] = identity(self._files.fstat(fd))
+
+    def _close(self, fd: int, *, unlock: bool = True) -> None:
         """Unlock and close: a child that was forked a moment ago may still have it open."""
+        ours = self._open.pop(fd, None)
         with contextlib.suppress(OSError):
-            unlock_descriptor(fd)
-        self._open.discard(fd)
-        with contextlib.suppress(OSError):
-            self._files.close(fd)
+            # Unless somebody closed every descriptor of this process, as daemons do.
+            if identity(self._files.fstat(fd)) == ours:
+                if unlock:
+                    unlock_descriptor(fd)
+                self._files.close(fd)

@@ -7,7 +7,9 @@ the last boot, out of use) comes back under another random epoch, which is alway
 looks at the new one does so after every clear that found the old one.
 
 A process that keeps a list holds the record open: as long as it does, the system gives its inode
-to no other file, so one `fstat` tells whether anything was cleared, or the record replaced.
+to no other file, so one `stat` tells whether anything was cleared, or the record replaced. What
+counts is the file that stands in the record's place: one that was moved away, or has another link
+left somewhere, is open and well, and counts nothing any more.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import struct
 from collections.abc import Callable
 from zlib import crc32
 
-from slotcache.file.folder import RECORD, FileOperations, Folder, read_all
+from slotcache.file.folder import RECORD, FileOperations, Folder, identity, read_all
 from slotcache.protocols import Generation
 
 __all__ = ["Record", "Records"]
@@ -37,28 +39,22 @@ _ATTEMPTS = 10
 class Record:
     """A record that was found in its place, held open until the last who uses it lets go of it."""
 
-    __slots__ = ("_fd", "_files", "_identity", "_links", "epoch")
+    __slots__ = ("_fd", "_files", "_identity", "_path", "epoch")
 
-    def __init__(self, files: FileOperations, fd: int, epoch: int) -> None:
-        found = files.fstat(fd)
+    def __init__(self, files: FileOperations, path: str, fd: int, epoch: int) -> None:
         self.epoch = epoch
         self._files = files
+        self._path = path
         self._fd = fd
-        self._identity = (found.st_dev, found.st_ino)
-        # One, or two if whoever made it has not removed the draft yet, or was killed before.
-        self._links = found.st_nlink
+        self._identity = identity(files.fstat(fd))
 
     def clears(self) -> int | None:
-        """Return how many clears it has counted; None: look for the key's record again."""
+        """Return how many clears it has counted; None: it is no longer the key's record."""
         try:
-            found = self._files.fstat(self._fd)
-        except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._identity:
-            # Somebody closed every descriptor of this process, as daemons do: it is theirs now.
-            self._fd = -1
+            found = self._files.stat(self._path)
+        except FileNotFoundError:
             return None
-        if found.st_nlink == 0 or found.st_nlink != self._links or found.st_size < _SIZE:
+        if identity(found) != self._identity or found.st_size < _SIZE:
             return None
         return found.st_size - _SIZE
 
@@ -73,8 +69,8 @@ class Record:
         close: Callable[[int], None] = os.close,
     ) -> None:
         try:
-            found = fstat(self._fd)
-            if (found.st_dev, found.st_ino) == self._identity:
+            # Unless somebody closed every descriptor of this process, as daemons do.
+            if identity(fstat(self._fd)) == self._identity:
                 close(self._fd)
         except OSError:
             pass
@@ -109,14 +105,15 @@ class Records:
 
     def _find(self, key: str) -> Record | None:
         """Return the key's record; None: it has none that is of any use."""
-        fd = self._folder.open(self._folder.path_of(key, RECORD))
+        path = self._folder.path_of(key, RECORD)
+        fd = self._folder.open(path)
         if fd is None:
             return None
         epoch = self._epoch_in(fd)
         if epoch is None:
             self._files.close(fd)
             return None
-        return Record(self._files, fd, epoch)
+        return Record(self._files, path, fd, epoch)
 
     def count(self, path: str) -> None:
         """Count one clear in the record at this path, if there is one."""

@@ -96,7 +96,7 @@ class Own:
 
     def __init__(self, port: Any, world: World, service: object) -> None:
         self._port = port
-        self._slotcache_trouble = NoticedTrouble(world, service)
+        self._slotcache_trouble = self._slotcache_lock_trouble = NoticedTrouble(world, service)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._port, name)

@@ -265,7 +265,7 @@ class World:
         service = face.__new__(face)
         # Before `__init__` builds the flow with them: who runs, and chance, are this world's.
         service._runner, service._jitter = self.runner, lambda: 1.0
-        service._background = functools.partial(self._in_background, service)
+        service._spawn = functools.partial(self._in_background, service)
         ports: list[Any] = [
             SimulatedTable(self),
             Own(SimulatedCache(self), self, service),
@@ -287,10 +287,10 @@ class World:
     def _leave_out(self, refill: Any) -> None:
         """Leave out what more than one fault would have to strike for, and what shows nothing."""
         # Time passes in leaps here: a call that overruns its budget would be the rule.
-        for asked in (refill._cache, refill._locks):
-            asked.guard._now = lambda: 0.0
+        for guard in (refill._cache, refill._locks):
+            guard._now = lambda: 0.0
         # Locks that failed once may stay away for as long as a run lasts (P11).
-        refill._locks.guard._closed = True
+        refill._locks.attend = lambda: None
         # Read only when both the cache and the table fail.
         refill._known = Forgetful()
 
