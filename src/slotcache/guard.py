@@ -7,6 +7,7 @@ back. A clear is tried even then, and so is the release of a lock that is held.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -106,9 +107,10 @@ class Guard:
             recovery = _recover(weakref.ref(self), self._closing)
             self.trouble.attended_while(self._spawn(recovery))
         except BaseException as error:  # interrupted, or no more threads
-            if recovery is not None:
-                recovery.close()
             self.trouble.give_up()
+            with contextlib.suppress(ValueError):  # it has just begun to run
+                if recovery is not None:
+                    recovery.close()
             if not isinstance(error, Exception):
                 raise
             _log.warning("nobody sees to a backend in trouble", exc_info=True)
