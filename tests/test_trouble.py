@@ -111,6 +111,19 @@ def world():
     world.service.close()
 
 
+def read_together(world, readers):
+    """Let one reader lead a query, and all others board while it runs; return their readings."""
+    gate = world.shelf.during_load = Gate()
+    leader = spawn(world.read)
+    gate.wait_for_somebody()
+    boarded = Counted(world.service._refill._flights.board)
+    world.service._refill._flights.board = boarded
+    followers = [spawn(world.read) for _ in range(readers - 1)]
+    boarded.wait_for(readers - 1)
+    gate.open()
+    return [reader.result(20) for reader in (leader, *followers)]
+
+
 # The breaker.
 
 
@@ -487,17 +500,8 @@ def test_what_others_filled_is_known_too_once_a_reader_has_waited_for_it(world):
 def test_a_follower_is_given_what_was_last_known_too(world):
     world.read()
     cut_off(world)
-    gate = world.shelf.during_load = Gate()
-    leader = spawn(world.read)
-    gate.wait_for_somebody()
-    boarded = Counted(world.service._refill._flights.board)
-    world.service._refill._flights.board = boarded
-    followers = [spawn(world.read) for _ in range(3)]
-    boarded.wait_for(3)
-    gate.open()
 
-    assert leader.result(20).source is Source.STALE
-    assert {follower.result(20).source for follower in followers} == {Source.STALE}
+    assert {reading.source for reading in read_together(world, 4)} == {Source.STALE}
 
 
 def test_readers_who_are_cut_off_share_the_query_that_fails(world):
@@ -505,16 +509,8 @@ def test_readers_who_are_cut_off_share_the_query_that_fails(world):
     cut_off(world)
     world.read()
     loads = world.shelf.loads
-    gate = world.shelf.during_load = Gate()
-    leader = spawn(world.read)
-    gate.wait_for_somebody()
-    boarded = Counted(world.service._refill._flights.board)
-    world.service._refill._flights.board = boarded
-    followers = [spawn(world.read) for _ in range(10)]
-    boarded.wait_for(10)
-    gate.open()
 
-    assert {one.result(20).source for one in (leader, *followers)} == {Source.STALE}
+    assert {reading.source for reading in read_together(world, 11)} == {Source.STALE}
     assert world.shelf.loads == loads + 2
 
 
@@ -642,16 +638,7 @@ def test_stats_count_how_reads_were_answered(world):
 
 
 def test_stats_count_queries_that_were_shared(world):
-    gate = world.shelf.during_load = Gate()
-    leader = spawn(world.read)
-    gate.wait_for_somebody()
-    boarded = Counted(world.service._refill._flights.board)
-    world.service._refill._flights.board = boarded
-    followers = [spawn(world.read) for _ in range(3)]
-    boarded.wait_for(3)
-    gate.open()
-    for reader in (leader, *followers):
-        reader.result(20)
+    read_together(world, 4)
 
     assert world.service.stats() == Stats(loads=1, shared=3)
 
