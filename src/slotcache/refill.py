@@ -22,7 +22,6 @@ because neither a thread nor a task tells anybody that it will never run again.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -30,10 +29,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-from slotcache.availability import Availability, Source
+from slotcache.availability import Source
 from slotcache.events import Counts, Health
 from slotcache.flight import Answer, Flight, Flights
 from slotcache.guard import GuardedCache, GuardedLocks, Spawn, believable
+from slotcache.known import LastKnown
 from slotcache.policy import AvailabilityPolicy
 from slotcache.protocols import (
     AsyncCacheBackend,
@@ -120,7 +120,7 @@ class Refill:
         self._locks = GuardedLocks(
             ports.locks, policy, ports.lock_trouble, ports.clock, ports.spawn
         )
-        self._known = ports.known
+        self._known = LastKnown(ports.known, policy)
         self._slots = ports.slots
         self._clock = ports.clock
         self._runner = ports.runner
@@ -159,7 +159,7 @@ class Refill:
         finally:
             # After it: what was looked up in the cache before it was cleared is forgotten too.
             for key in keys:
-                self._known.clear_all() if key is None else self._known.clear(key)
+                self._known.clear(key)
         self.counts.clears += 1
         self.counts.undelivered += not delivered
         return delivered
@@ -312,7 +312,7 @@ class Refill:
             return stale
         life = loaded.valid_for
         life = None if life is None else max(life, self._policy.min_ttl)
-        self._remember(read.key, known, loaded.availability, self._policy.ttl, life)
+        self._known.loaded(read.key, known, loaded.availability, life)
         if not fill:
             return Answer(loaded.availability, Source.DIRECT, since)
         kept = await self._cache.fill(read.key, look, loaded.availability, life)
@@ -354,33 +354,17 @@ class Refill:
     def _stand_in(self, read: _Read, look: Miss) -> Answer | None:
         """What may stand in for a table that failed; without the cache, what was last known."""
         stale = self._expired(read, look)
-        if stale is not None or look.generation is not None or not self._policy.stale_ttl:
+        if stale is not None or look.generation is not None:
             return stale
-        copy = self._known.look(read.key).copy
-        if copy is None or not copy.generation.covers(read.known):
-            return None
-        alive = self._clock.now() < copy.until + self._policy.stale_ttl
-        return Answer.of(copy, Source.STALE) if alive else None
+        copy = self._known.stand_in(read.key, read.known, self._clock.now())
+        return None if copy is None else Answer.of(copy, Source.STALE)
 
     async def _look(self, key: str) -> Entry | Miss:
         known = self._known.look(key)
         found = await self._cache.look(key)
         if isinstance(found, Entry):
-            known = dataclasses.replace(known, look=found.since)
-            self._remember(key, known, found.availability, found.until - found.since)
+            self._known.found(key, known, found)
         return found
-
-    def _remember(
-        self,
-        key: str,
-        known: Miss,
-        availability: Availability,
-        ttl: float,
-        life: float | None = None,
-    ) -> None:
-        """Keep what this process knows, unless it has cleared it since it looked (`known`)."""
-        stale_ttl = self._policy.stale_ttl
-        self._known.fill(key, known, availability, ttl=ttl, stale_ttl=stale_ttl, valid_for=life)
 
     def _counted(self, answer: AnswerT, *, led: bool) -> AnswerT:
         """Count how a reader was answered."""
