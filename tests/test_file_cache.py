@@ -7,6 +7,8 @@ import itertools
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -293,6 +295,15 @@ def test_a_link_to_a_directory_is_as_good_as_the_directory(folder):
         assert isinstance(cache.read("k"), Entry)
         assert cache.locks().release(lock)
         assert cache.locks().acquire("l", ttl=10) is not None
+
+
+def test_who_lacks_filelock_is_told_what_to_install():
+    lacking = "import sys; sys.modules['filelock'] = None; import slotcache.file"
+    done = subprocess.run(
+        [sys.executable, "-c", lacking], capture_output=True, text=True, check=False
+    )
+
+    assert "pip install 'slotcache[file]'" in done.stderr
 
 
 def test_a_system_without_a_boot_id_is_told_what_to_use(folder, monkeypatch):

@@ -19,7 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from filelock import lock_descriptor, unlock_descriptor
+try:
+    from filelock import lock_descriptor, unlock_descriptor
+except ImportError as error:
+    raise ImportError(
+        "slotcache.file needs filelock, 3.30 or later: pip install 'slotcache[file]'"
+    ) from error
 
 from slotcache._fork import forget_after_fork
 from slotcache.file.folder import LOCK, FileOperations, Folder, host_clock, identity, read_all
