@@ -362,6 +362,10 @@ def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
         ({"slots": "sqlite:///slots.db"}, r"slots must have 'load', as SqlSlots\(engine\) has"),
         ({"cache": {}}, r"cache must have 'read', as MemoryCache\(\) has: not \{\}"),
         ({"locks": []}, r"locks must have 'acquire', as MemoryLocks\(\) has: not \[\]"),
+        (
+            {"cache": MemoryCache},
+            r"not the class: write MemoryCache\(...\)",
+        ),
         ({"policy": HoldPolicy()}, "policy must be an AvailabilityPolicy, not HoldPolicy"),
     ],
 )

@@ -66,6 +66,8 @@ class _Keys:
 
 def _check_part(name: str, part: object, example: str, *methods: str) -> None:
     """Refuse what is no such part here, and not at the first read."""
+    if isinstance(part, type):
+        raise TypeError(f"{name} must be an object, not the class: write {part.__name__}(...)")
     missing = [method for method in methods if not hasattr(part, method)]
     if missing:
         raise TypeError(f"{name} must have {missing[0]!r}, as {example} has: not {part!r:.80}")

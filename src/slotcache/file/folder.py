@@ -179,7 +179,7 @@ class Folder:
     def _make(self) -> None:
         try:
             Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError:
+        except (FileExistsError, NotADirectoryError):
             raise ValueError(f"{self.path} is no directory: give the path of one") from None
 
 
