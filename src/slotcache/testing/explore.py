@@ -8,8 +8,11 @@ It counts the schedules that it covers by adding up the ways through the merged 
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from slotcache.testing.scenario import Choice, Scenario, Violation
 from slotcache.testing.world import World
@@ -36,6 +39,19 @@ class Exploration:
     counterexample: str | None
 
 
+class Run(Protocol):
+    """One run of a simulated world, stepped by choices; `World` describes each of these."""
+
+    touched: bool
+
+    def choices(self) -> list[Choice]: ...
+    def step(self, choice: Choice) -> None: ...
+    def state(self) -> int: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+    def timeline(self) -> str: ...
+
+
 def explore(scenario: Scenario, *, most_states: int = 1_000_000) -> Exploration:
     """Run `scenario` through every schedule, or up to the first that breaks a promise.
 
@@ -55,7 +71,12 @@ def explore(scenario: Scenario, *, most_states: int = 1_000_000) -> Exploration:
         scenario: Who does what, and which faults may strike.
         most_states: Give up, incomplete, after so many states.
     """
-    search = _Search(scenario)
+    return explore_runs(functools.partial(World, scenario), most_states=most_states)
+
+
+def explore_runs(begin: Callable[[], Run], *, most_states: int = 1_000_000) -> Exploration:
+    """Explore any world that `begin` makes anew."""
+    search = _Search(begin)
     counterexample = None
     while counterexample is None and search.branches and len(search.ways) <= most_states:
         counterexample = search.follow(*search.branches.pop())
@@ -73,14 +94,14 @@ class _Search:
         branches: What has still to be followed: a schedule, and the state before its last step.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, begin: Callable[[], Run]) -> None:
         self.ways: dict[int, list[int]] = {}
         self.branches: list[tuple[int, tuple[Choice, ...]]] = [(_ROOT, ())]
-        self._scenario = scenario
+        self._begin = begin
 
     def follow(self, before: int, schedule: tuple[Choice, ...]) -> str | None:
         """Follow one branch to a state that was seen, or to the end; return a counterexample."""
-        world = World(self._scenario)
+        world = self._begin()
         try:
             for choice in schedule:
                 world.step(choice)
@@ -118,7 +139,7 @@ class _Search:
         self.ways[state] = []
         return True
 
-    def _branch(self, world: World, state: int, path: list[Choice], choices: list[Choice]) -> None:
+    def _branch(self, world: Run, state: int, path: list[Choice], choices: list[Choice]) -> None:
         """Take the first choice; keep the others for later."""
         first, *others = choices
         world.step(first)
@@ -130,10 +151,15 @@ class _Search:
 
 def sample(scenario: Scenario, *, runs: int, seed: int) -> Exploration:
     """Run `runs` whole schedules drawn at random, or up to the first that breaks a promise."""
+    return sample_runs(functools.partial(World, scenario), runs=runs, seed=seed)
+
+
+def sample_runs(begin: Callable[[], Run], *, runs: int, seed: int) -> Exploration:
+    """Sample any world that `begin` makes anew."""
     dice = random.Random(seed)
     states: set[int] = set()
     for run in range(runs):
-        world = World(scenario)
+        world = begin()
         try:
             while choices := world.choices():
                 world.step(dice.choice(choices))
@@ -146,5 +172,5 @@ def sample(scenario: Scenario, *, runs: int, seed: int) -> Exploration:
     return Exploration(runs, len(states), complete=False, counterexample=None)
 
 
-def _timeline(world: World, broken: Violation) -> str:
+def _timeline(world: Run, broken: Violation) -> str:
     return f"{world.timeline()}\n=> {broken}"
