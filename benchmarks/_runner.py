@@ -1,4 +1,4 @@
-"""What benchmarks share: calls measured side by side, where that was, and the file of results.
+"""What benchmarks share: options, calls measured side by side, the table, the file of results.
 
 Absolute figures depend on the machine and on who else is using it. So every round measures all
 calls, one after the other, and what is compared are ratios within a round.
@@ -6,6 +6,7 @@ calls, one after the other, and what is compared are ratios within a round.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -13,10 +14,12 @@ import statistics
 import sys
 import timeit
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,36 @@ class Measured:
     ratio: Spread
 
 
+def options(benchmark: str, about: str) -> argparse.Namespace:
+    """Read `--quick` and `--output` from the command line."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="too short to mean anything")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parent / "results" / f"{benchmark}.json",
+        help="where the JSON goes",
+    )
+    return parser.parse_args()
+
+
+def available(peers: Mapping[str, Callable[..., T]], *args: object) -> dict[str, T]:
+    """Make what stands for each peer; leave out, and say so, those that are not installed."""
+    made = {}
+    for name, make in peers.items():
+        try:
+            made[name] = make(*args)
+        except ModuleNotFoundError as missing:
+            print(f"left out: {name} ({missing})")
+    return made
+
+
 def interleave(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, number: int
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    number: int,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Measured]:
     """Measure calls side by side; the first of them is the floor.
 
@@ -52,8 +83,9 @@ def interleave(
         calls: Give bound methods rather than lambdas, which would be measured as well.
         rounds: How often each of them takes its turn, at least 2.
         number: How many calls there are in a turn.
+        before: Runs before each turn, and is not measured.
     """
-    timers = {name: timeit.Timer(call) for name, call in calls.items()}
+    timers = {name: timeit.Timer(call, before) for name, call in calls.items()}
     turns: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, timer in timers.items():
@@ -68,6 +100,22 @@ def interleave(
     }
 
 
+def verdict(figure: float, goal: float) -> str:
+    """Say whether a figure is small enough."""
+    return f"{goal:g}: " + ("met" if figure <= goal else "missed")
+
+
+def print_table(measured: Mapping[str, Measured], verdicts: Mapping[str, str]) -> None:
+    """Print what was measured, with the verdicts on those calls that have a goal."""
+    width = max(map(len, measured))
+    line = f"{{:{width}}} {{:>12}} {{:>8}} {{:>18}}   {{}}"
+    print(line.format("", "median, ns", "ratio", "p10 to p90", "goal"))
+    for name, each in measured.items():
+        spread = f"{each.ratio.p10:.2f} to {each.ratio.p90:.2f}"
+        nanoseconds, ratio = f"{each.nanoseconds.median:,.0f}", f"{each.ratio.median:.2f}"
+        print(line.format(name, nanoseconds, ratio, spread, verdicts.get(name, "")).rstrip())
+
+
 def environment(*packages: str) -> dict[str, Any]:
     """Tell where this runs: what a reader needs to judge the figures, and nothing of the owner."""
     return {
@@ -76,8 +124,16 @@ def environment(*packages: str) -> dict[str, Any]:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: installed(name) for name in packages},
     }
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package; None: it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_model() -> str:
@@ -91,5 +147,5 @@ def cpu_model() -> str:
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """Write the results as JSON that a diff can be read of."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=2, default=asdict) + "\n", encoding="utf-8")
     print(f"written: {path.name}", file=sys.stderr)

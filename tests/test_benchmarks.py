@@ -12,6 +12,7 @@ BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("[!_]*.py
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmark_runs_and_writes_what_it_printed(script: Path, tmp_path: Path) -> None:
+    """Here without its peers, which are installed for benchmarks alone."""
     output = tmp_path / "results.json"
 
     done = subprocess.run(
@@ -28,10 +29,17 @@ def test_a_benchmark_runs_and_writes_what_it_printed(script: Path, tmp_path: Pat
     assert results["environment"]["python"]
     assert results["measured"]
     assert all(name in done.stdout for name in results["measured"])
+    assert results["measured"].keys() <= kept_results(script)["measured"].keys()
 
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmarks_results_are_kept_beside_it(script: Path) -> None:
-    kept = script.parent / "results" / f"{script.stem}.json"
+    kept = kept_results(script)
 
-    assert json.loads(kept.read_text(encoding="utf-8"))["benchmark"] == script.stem
+    assert kept["benchmark"] == script.stem
+    assert None not in kept["environment"]["packages"].values(), "measured without a peer"
+
+
+def kept_results(script: Path):
+    kept = script.parent / "results" / f"{script.stem}.json"
+    return json.loads(kept.read_text(encoding="utf-8"))
