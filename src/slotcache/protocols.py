@@ -130,8 +130,10 @@ class Loaded:
 class CacheBackend(Protocol):
     """Keeps one list a key, with its generation.
 
-    Whatever it raises costs a query and nothing else (P4). `slotcache.memory.MemoryCache` is
-    the shortest complete example.
+    Whatever it raises costs a query and nothing else (P4); then it is left alone for a while. What
+    services know of its trouble they keep in attributes of it, so that all on one object share it.
+    `slotcache.memory.MemoryCache` is the shortest complete example, and the laws that it obeys
+    are in `slotcache.testing`.
     """
 
     def read(self, key: str) -> Entry | Miss:
