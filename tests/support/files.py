@@ -97,7 +97,8 @@ def sample_files(scenario: FileScenario, *, runs: int, seed: int) -> Exploration
 @contextmanager
 def runs_of(scenario: FileScenario) -> Iterator[Callable[[], FileRun]]:
     """Yield what begins a run of `scenario`, when the last one is closed."""
-    directory = tempfile.mkdtemp(dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
+    room = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    directory = tempfile.mkdtemp(prefix="slotcache-", dir=room)
     try:
         yield partial(FileRun, scenario, Host(directory, scenario))
     finally:
@@ -175,12 +176,16 @@ class Host:
     def __init__(self, directory: str, scenario: FileScenario) -> None:
         self.directory = directory
         self.run: FileRun | None = None
+        # Of each descriptor the inode, its kind of file, and who opened it; of each draft's path
+        # the inode and who made it; what was written into an inode before it was put in place.
         self._opened: dict[int, tuple[int, str, Thread | None]] = {}
         self._drafts: dict[str, tuple[int, Thread | None]] = {}
         self._written: dict[int, bytes] = {}
+        # What files and epochs are called in a state; how many records were put in place.
         self._names: dict[int, Hashable] = {}
-        self._records: set[int] = set()
         self._epochs: dict[int, int] = {}
+        self._records: set[int] = set()
+        self._placed = 0
         self._drawn = 0
         self.caches = [
             scenario.cache(directory, clock=self, epoch=self.epoch, files=self)
@@ -205,6 +210,7 @@ class Host:
         for known in (self._opened, self._drafts, self._written, self._names, self._epochs):
             known.clear()
         self._records.clear()
+        self._placed = 0
 
     def in_place(self) -> tuple[tuple[str, Hashable], ...]:
         """Return all files that can be found in the directory, but the drafts."""
@@ -353,13 +359,14 @@ class Host:
                 raise OSError(errno.ENOSPC, "no space left, says the scheduler")
         try:
             answer = operation()
+            run.note(actor, what, seen(answer))
+            return answer
         except OSError as error:
             run.note(actor, what, errno.errorcode[error.errno or 0])
             raise
-        run.note(actor, what, seen(answer))
-        if not actor.alone:
-            actor.stop(f"{what} answer")
-        return answer
+        finally:
+            if not actor.alone:
+                actor.stop(f"{what} answer")
 
     def _actor(self) -> Thread | None:
         return None if self.run is None else self.run.current
@@ -382,7 +389,8 @@ class Host:
         if dst.endswith(RECORD):
             epoch = self._epochs.setdefault(_HEAD.unpack_from(content)[2], len(self._epochs))
             self._records.add(inode)
-            self._names[inode] = len(self._records), epoch
+            self._placed += 1
+            self._names[inode] = self._placed, epoch
         else:
             self._names[inode] = self.known(decode(content))
 
