@@ -315,7 +315,7 @@ def test_a_system_without_a_boot_id_is_told_what_to_use(folder, monkeypatch):
 # A hit.
 
 
-def test_an_unchanged_list_costs_one_stat(folder, elsewhere):
+def test_an_unchanged_list_costs_a_stat(folder, elsewhere):
     files = Files()
     with FileCache(folder, files=files) as cache:
         fill(elsewhere)
@@ -323,17 +323,17 @@ def test_an_unchanged_list_costs_one_stat(folder, elsewhere):
         files.called.clear()
 
         assert cache.read("k") is entry
-        assert files.called == ["stat"]
+        assert files.called == ["fstat", "stat"]
 
 
-def test_a_list_that_was_filled_here_costs_one_stat_at_once(folder):
+def test_a_list_that_was_filled_here_costs_a_stat_at_once(folder):
     files = Files()
     with FileCache(folder, files=files) as cache:
         entry = fill(cache)
         files.called.clear()
 
         assert cache.read("k") is entry
-        assert files.called == ["stat"]
+        assert files.called == ["fstat", "stat"]
 
 
 def test_a_list_whose_life_is_over_is_not_asked_for(folder):
@@ -566,6 +566,7 @@ def damages(draw):
 
 @given(damages(), st.sampled_from([".record", ".list"]))
 @example(lambda content: b"", ".record")
+@example(lambda content: content[:-1], ".record")
 @example(lambda content: b"", ".list")
 def test_whatever_the_bytes_of_a_file_are_no_wrong_list_comes_of_it(damage, suffix):
     with tempfile.TemporaryDirectory() as name:
@@ -871,7 +872,7 @@ def test_a_daemon_may_close_all_descriptors_and_use_their_numbers(folder, elsewh
     in_child(work)
 
 
-def test_after_its_descriptors_were_closed_a_hit_costs_one_stat_again(folder):
+def test_after_its_descriptors_were_closed_a_hit_costs_a_stat_again(folder):
     files = Files()
     with FileCache(folder, files=files) as cache:
         fill(cache)
@@ -881,7 +882,18 @@ def test_after_its_descriptors_were_closed_a_hit_costs_one_stat_again(folder):
         files.called.clear()
 
         assert isinstance(cache.read("k"), Entry)
-        assert files.called == ["stat"]
+        assert files.called == ["fstat", "stat"]
+
+
+def test_a_record_with_the_inode_of_one_that_is_not_open_any_more_is_noticed(folder):
+    with FileCache(folder) as cache:
+        fill(cache)
+        os.close(cache._kept["k"].record._fd)
+        FileCache(folder).clear("k")
+        the_file(folder, ".record").unlink()
+        FileCache(folder).read("k")
+
+        assert isinstance(cache.read("k"), Miss)
 
 
 def test_a_record_that_could_not_be_made_closes_nothing_afterwards(folder):

@@ -302,7 +302,8 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(locks, keeper):
     child = keeper.call("fork")
     try:
         keeper.kill()
-        assert locks.acquire("l", ttl=10) is not None
+        # As soon as the child has run at all: closing is the first that it does.
+        eventually(lambda: locks.acquire("l", ttl=10) is not None)
     finally:
         os.kill(child, signal.SIGKILL)
 

@@ -10,11 +10,12 @@ No method waits for another process: there is no lock that one of them could be 
   it.) Of two fills at once the older may land last: that costs a query.
 - Who looks reads the record first and the list after it: a list that bears the generation seen,
   or a later one, was loaded after every clear that the look has to show.
-- A hit is one `stat` of the record, which the process holds open.
+- A hit is a `stat` of the record, and an `fstat`: the process holds it open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -210,7 +211,15 @@ class FileCache:
         """Look at the time, then at the record, then at the list."""
         now = self._host_now()
         record, generation = self._records.current(key, self._known_record(key))
-        return now, generation, self._list_of(key, record)
+        kept = self._list_of(key, record)
+        if kept is not None and kept.stored.generation.clears > generation.clears:
+            counted = record.clears()
+            if counted is not None and kept.stored.generation.clears > counted:
+                # More than there have been: the record was cut, and would count them once more.
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.unlink(self._folder.path_of(key, RECORD))
+                return self._found(key)
+        return now, generation, kept
 
     def _known_record(self, key: str) -> Record | None:
         kept = self._kept.get(key)

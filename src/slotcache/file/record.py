@@ -7,7 +7,7 @@ the last boot, out of use) comes back under another random epoch, which is alway
 looks at the new one does so after every clear that found the old one.
 
 A process that keeps a list holds the record open: as long as it does, the system gives its inode
-to no other file, so one `stat` tells whether anything was cleared, or the record replaced. What
+to no other file, so a `stat` tells whether anything was cleared, or the record replaced. What
 counts is the file that stands in the record's place: one that was moved away, or has another link
 left somewhere, is open and well, and counts nothing any more.
 """
@@ -15,6 +15,7 @@ left somewhere, is open and well, and counts nothing any more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import Callable
@@ -46,10 +47,18 @@ class Record:
         self._files = files
         self._path = path
         self._fd = fd
+        self._identity: tuple[int, int] | None = None
         self._identity = identity(files.fstat(fd))
 
     def clears(self) -> int | None:
         """Return how many clears it has counted; None: it is no longer the key's record."""
+        try:
+            if identity(self._files.fstat(self._fd)) != self._identity:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        except OSError:
+            # Somebody closed every descriptor of this process, as daemons do: it is not ours now.
+            self._fd = -1
+            return None
         try:
             found = self._files.stat(self._path)
         except FileNotFoundError:
@@ -69,7 +78,6 @@ class Record:
         close: Callable[[int], None] = os.close,
     ) -> None:
         try:
-            # Unless somebody closed every descriptor of this process, as daemons do.
             if identity(fstat(self._fd)) == self._identity:
                 close(self._fd)
         except OSError:
