@@ -8,8 +8,10 @@ import pytest
 
 from slotcache.file import FileCache, FileLocks
 from slotcache.memory import MemoryCache, MemoryLocks
+from slotcache.redis import RedisCache, RedisLocks
 from slotcache.testing import ManualClock, Subject, cache_laws, lock_laws
 from tests.support.broken import MISTAKES
+from tests.support.clients import CLIENTS
 from tests.support.elsewhere import Elsewhere
 
 each_cache_law = pytest.mark.parametrize("law", cache_laws, ids=lambda law: law.__name__)
@@ -71,6 +73,34 @@ def test_a_cache_in_files_obeys_in_two_processes(law, tmp_path, elsewhere, close
 def test_locks_in_files_obey_in_two_processes(law, tmp_path, elsewhere, closed_later):
     here_and_there = cycle([FileLocks, partial(elsewhere.make, FileLocks)])
     law(Subject(lambda: closed_later(next(here_and_there)(tmp_path))))
+
+
+@pytest.fixture(params=CLIENTS)
+def redis_opened(request, redis_prefix, closed_later, unhurried):
+    """Opens a backend on a real server, as one kind of client reaches it."""
+    kind = "redis_cluster" if "cluster" in request.param else "redis_server"
+    address = CLIENTS[request.param](request.getfixturevalue(kind).url)
+    if not isinstance(address, str):
+        closed_later(address)
+    return lambda backend: closed_later(backend(address, prefix=redis_prefix))
+
+
+@each_cache_law
+def test_a_cache_in_redis_obeys(law, redis_opened):
+    law(Subject(lambda: redis_opened(RedisCache)))
+
+
+@each_lock_law
+def test_locks_in_redis_obey(law, redis_opened):
+    law(Subject(lambda: redis_opened(RedisLocks)))
+
+
+@each_cache_law
+def test_a_cache_in_redis_obeys_in_two_processes(
+    law, redis_server, redis_prefix, elsewhere, closed_later, unhurried
+):
+    here_and_there = cycle([RedisCache, partial(elsewhere.make, RedisCache)])
+    law(Subject(lambda: closed_later(next(here_and_there)(redis_server.url, prefix=redis_prefix))))
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ class Elsewhere:
         theirs.close()
         self._mutex = threading.Lock()
 
-    def make(self, factory: Callable[..., object], *args: object) -> "There":
+    def make(self, factory: Callable[..., object], *args: object, **options: object) -> "There":
         """Return what stands here for what `factory` makes over there."""
-        return There(self, self.call(None, factory, *args))
+        return There(self, self.call(None, factory, *args, **options))
 
     def call(self, number: int | None, what: object, *args: object, **options: object) -> Any:
         """Have it done; return the answer, or raise what was raised there."""

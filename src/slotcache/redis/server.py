@@ -1,0 +1,141 @@
+"""A Redis or Valkey server, or a cluster, that scripts are sent to."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+try:
+    import redis
+except ImportError as error:
+    raise ImportError(
+        "slotcache.redis needs redis, 6.4 or later: pip install 'slotcache[redis]'"
+    ) from error
+
+from redis.client import NEVER_DECODE
+from redis.exceptions import (
+    AuthenticationError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+
+from slotcache.errors import BackendError
+from slotcache.redis.bounds import Deadline, bounded_pool, refuse_unbounded
+from slotcache.redis.scripts import Call
+
+__all__ = ["Address", "Server", "as_key", "names"]
+
+Address: TypeAlias = "str | redis.Redis | redis.RedisCluster"
+"""What a user gives: a URL, or a client."""
+
+_ADVICE = {
+    AuthenticationError: "give it the right user and password",
+    NoPermissionError: "give its user the commands that are listed in the docs",
+    MovedError: "it is one node of a cluster: give a redis.RedisCluster client",
+    OutOfMemoryError: "give it more memory, or a maxmemory-policy that evicts",
+    ReadOnlyError: "it is a replica: give the address of the primary",
+}
+
+
+class Server:
+    """What scripts and commands are sent to.
+
+    Args:
+        address: A URL, or a client; a `Server` is that server.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: A client that could keep a reader waiting, or reads what may lag.
+    """
+
+    @classmethod
+    def at(cls, address: Address | Server) -> Server:
+        """Return the server at this address."""
+        return address if isinstance(address, Server) else cls(address)
+
+    def __init__(self, address: Address) -> None:
+        self._deadline = Deadline()
+        self._owned = None
+        if isinstance(address, str):
+            self._owned = bounded_pool(address, self._deadline)
+            self._client: Any = redis.Redis(connection_pool=self._owned)
+        elif isinstance(address, redis.Redis | redis.RedisCluster):
+            self._client = address
+        else:
+            raise TypeError(
+                "server must be a URL such as 'redis://localhost:6379/0', a redis.Redis or a "
+                f"redis.RedisCluster, not {address!r:.80}"
+            )
+        refuse_unbounded(self._client)
+
+    def run(self, call: Call) -> Any:
+        """Run a script, once; return its reply, in bytes.
+
+        Raises:
+            BackendError: It failed, or may have run and not answered in time.
+        """
+        with self._deadline.ahead():
+            try:
+                return self._run(call)
+            except Exception as error:  # whatever a library makes of whatever was sent to it
+                raise self._translated(error) from error
+
+    def close(self) -> None:
+        """Close the connections that were made here. The next call makes a new one."""
+        if self._owned is not None:
+            self._owned.disconnect()
+
+    def _run(self, call: Call) -> Any:
+        script, parts = call.script, (b"%d" % len(call.keys), *call.keys, *call.arguments)
+        try:
+            return self._ask("EVALSHA", script.sha, *parts)
+        except NoScriptError:  # a new server, a restarted one, or SCRIPT FLUSH
+            return self._ask("EVAL", script.source, *parts)
+
+    def _ask(self, *parts: str | bytes) -> Any:
+        if self._owned is None:
+            # As its owner sends commands: subclasses and instrumentation see them.
+            return self._client.execute_command(*parts, **{NEVER_DECODE: True})
+        connection = self._owned.get_connection()
+        try:
+            connection.send_command(*parts)
+            return connection.read_response(disable_decoding=True)
+        finally:
+            self._owned.release(connection)
+
+    def _translated(self, error: Exception) -> BackendError:
+        if isinstance(error, ReadOnlyError) and isinstance(self._client, redis.Redis):
+            # Its name may lead to another server by now, and a new connection there.
+            self._client.connection_pool.disconnect(inuse_connections=False)
+        return BackendError(_told(error))
+
+
+def names(prefix: str, *kinds: str) -> tuple[str, ...]:
+    """Return what the keys of these kinds begin with: one node of a cluster has them all.
+
+    Raises:
+        TypeError: The prefix is no str.
+        ValueError: It is empty, or has braces.
+    """
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, not {prefix!r:.80}")
+    if not prefix or "{" in prefix or "}" in prefix:
+        raise ValueError(f"prefix must be a name without braces, not {prefix!r:.80}")
+    return tuple(f"{{{prefix}}}:{kind}" for kind in kinds)
+
+
+def as_key(prefix: str, name: str) -> bytes:
+    """Return the key of this name. Whatever str it is, it has a key of its own."""
+    return f"{prefix}{name}".encode("utf-8", "surrogatepass")
+
+
+def _told(error: Exception) -> str:
+    what = str(error) or type(error).__name__
+    for kind, advice in _ADVICE.items():
+        if isinstance(error, kind):
+            return f"{what}: {advice}"
+    if "WRONGTYPE" in what:
+        return f"{what}: delete what is there, or choose another prefix"
+    return what
