@@ -155,7 +155,7 @@ class RedisServer(Server):
         """Have the system stop it (SIGSTOP): connections open, and nothing comes back."""
         os.kill(self.pid, signal.SIGSTOP)
         stat = Path(f"/proc/{self.pid}/stat")
-        _until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it did not stop")
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it did not stop")
 
     def go_on(self) -> None:
         """Have the system let it go on."""
@@ -192,7 +192,7 @@ class RedisServer(Server):
         assert self._watchdog.stdout is not None
         self.pid = int(self._watchdog.stdout.readline())
         try:
-            _until(self._is_ready, "it does not answer")
+            until(self._is_ready, "it does not answer")
         except BaseException as error:
             log = (self._folder / "log").read_text(errors="replace")
             self.kill()
@@ -223,7 +223,7 @@ class RedisCluster(RedisServer):
     def _launch(self) -> None:
         super()._launch()
         self.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        _until(lambda: b"cluster_state:ok" in self.command("CLUSTER", "INFO"), "it is not ok")
+        until(lambda: b"cluster_state:ok" in self.command("CLUSTER", "INFO"), "it is not ok")
 
 
 class PortTaken(Exception):
@@ -264,7 +264,8 @@ def read_reply(stream: BinaryIO) -> Any:
     return bulk[:-2]
 
 
-def _until(condition: Callable[[], bool], complaint: str) -> None:
+def until(condition: Callable[[], bool], complaint: str) -> None:
+    """Wait until the condition holds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, complaint
