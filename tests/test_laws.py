@@ -76,10 +76,10 @@ def test_locks_in_files_obey_in_two_processes(law, tmp_path, elsewhere, closed_l
 
 
 @pytest.fixture(params=CLIENTS)
-def redis_opened(request, redis_prefix, closed_later, unhurried):
+def redis_opened(request, redis_server, redis_cluster, redis_prefix, closed_later, unhurried):
     """Opens a backend on a real server, as one kind of client reaches it."""
-    kind = "redis_cluster" if "cluster" in request.param else "redis_server"
-    address = CLIENTS[request.param](request.getfixturevalue(kind).url)
+    server = redis_cluster if "cluster" in request.param else redis_server
+    address = CLIENTS[request.param](server.url)
     if not isinstance(address, str):
         closed_later(address)
     return lambda backend: closed_later(backend(address, prefix=redis_prefix))

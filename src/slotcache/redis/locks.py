@@ -1,8 +1,7 @@
 """Locks in Redis, for all processes that reach one server.
 
-A lock is a key with a life and the token of who holds it. Whoever did not hear whether it was
-granted does not know what it holds: so its token is remembered, and given back as soon as the
-server answers again.
+A lock is a key with a life and the token of who holds it. Who did not hear whether it was granted,
+or given back, may hold it all the same: so it is given back as soon as the server answers again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 import secrets
 from typing import Self
 
-from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError
 from slotcache.protocols import Lock
 from slotcache.redis.scripts import ACQUIRE, LONGEST, RELEASE, Call
@@ -42,37 +40,31 @@ class RedisLocks:
     def __init__(self, server: Address | Server, *, prefix: str = "slotcache") -> None:
         (self._prefix,) = names(prefix, "lock:")
         self._server = Server.at(server)
-        self._after_fork()
-        forget_after_fork(self)
-
-    def _after_fork(self) -> None:
-        self._doubtful: dict[Lock, None] = {}
 
     def acquire(self, name: str, *, ttl: float) -> Lock | None:
         """Return the lock, held for at most `ttl` seconds; None: somebody else holds it.
 
         Raises:
             BackendError: The server did not say. If it has granted the lock all the same, that is
-                given back with the next request that reaches the server, or ends with its `ttl`.
+                given back as soon as the server answers again, or ends with its `ttl`.
         """
         lock = Lock(name, secrets.token_hex(16))
-        doubtful = list(self._doubtful)
+        life = b"%d" % max(1, math.ceil(min(ttl, LONGEST) * 1_000))
         try:
-            granted = self._server.run(self._acquiring(lock, ttl, doubtful))
+            granted = self._server.run(Call(ACQUIRE, self._keys(lock), (_token(lock), life)))
         except BaseException:
-            self._doubtful[lock] = None
+            self._server.owe(self._releasing(lock))
             raise
-        for each in doubtful:
-            self._doubtful.pop(each, None)
         return lock if granted else None
 
     def release(self, lock: Lock) -> bool:
         """Give the lock back. Never raises; False: it was no longer yours, or nobody knows."""
+        call = self._releasing(lock)
         try:
-            return bool(self._server.run(self._releasing(lock)))
+            return bool(self._server.run(call))
         except BackendError:
             _log.warning("the lock could not be released: %r", lock.name, exc_info=True)
-            self._doubtful[lock] = None
+            self._server.owe(call)
             return False
 
     def close(self) -> None:
@@ -85,14 +77,12 @@ class RedisLocks:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _acquiring(self, lock: Lock, ttl: float, doubtful: list[Lock]) -> Call:
-        locks = (lock, *doubtful)
-        life = b"%d" % max(1, math.ceil(min(ttl, LONGEST) * 1_000))
-        tokens = tuple(each.token.encode() for each in locks)
-        return Call(ACQUIRE, tuple(map(self._key, locks)), (life, *tokens))
-
     def _releasing(self, lock: Lock) -> Call:
-        return Call(RELEASE, (self._key(lock),), (lock.token.encode(),))
+        return Call(RELEASE, self._keys(lock), (_token(lock),))
 
-    def _key(self, lock: Lock) -> bytes:
-        return as_key(self._prefix, lock.name)
+    def _keys(self, lock: Lock) -> tuple[bytes]:
+        return (as_key(self._prefix, lock.name),)
+
+
+def _token(lock: Lock) -> bytes:
+    return lock.token.encode()

@@ -186,13 +186,11 @@ return 1
 
 ACQUIRE = Script(
     """#!lua flags=allow-oom
--- KEYS: the lock, and those that are to be given back. ARGV: its life, and all their tokens.
-for i = 2, #KEYS do
-    if redis.call('GET', KEYS[i]) == ARGV[i + 1] then
-        redis.call('DEL', KEYS[i])
-    end
+-- KEYS: the lock. ARGV: the token, its life.
+if redis.call('PTTL', KEYS[1]) == -1 then
+    return redis.error_reply('WRONGTYPE It is no lock: what stands there has no end')
 end
-return redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', ARGV[1]) and 1 or 0
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
 """
 )
 """Returns 1 if it was granted."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
+from collections import deque
 from typing import Any, TypeAlias
 
 try:
@@ -21,11 +25,14 @@ from redis.exceptions import (
     ReadOnlyError,
 )
 
+from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError
 from slotcache.redis.bounds import Deadline, bounded_pool, refuse_unbounded
 from slotcache.redis.scripts import Call
 
 __all__ = ["Address", "Server", "as_key", "names"]
+
+_log = logging.getLogger("slotcache")
 
 Address: TypeAlias = "str | redis.Redis | redis.RedisCluster"
 """What a user gives: a URL, or a client."""
@@ -37,6 +44,10 @@ _ADVICE = {
     OutOfMemoryError: "give it more memory, or a maxmemory-policy that evicts",
     ReadOnlyError: "it is a replica: give the address of the primary",
 }
+
+
+_MOMENT = 0.05
+_OWED_FOR = 60.0
 
 
 class Server:
@@ -69,6 +80,12 @@ class Server:
                 f"redis.RedisCluster, not {address!r:.80}"
             )
         refuse_unbounded(self._client)
+        self._after_fork()
+        forget_after_fork(self)
+
+    def _after_fork(self) -> None:
+        self._silent_since = -math.inf
+        self._owed: deque[tuple[float, Call]] = deque()
 
     def run(self, call: Call) -> Any:
         """Run a script, once; return its reply, in bytes.
@@ -76,11 +93,32 @@ class Server:
         Raises:
             BackendError: It failed, or may have run and not answered in time.
         """
+        if time.monotonic() - self._silent_since < _MOMENT:
+            # One time-out a read: the next call of the same flow does not wait for another one.
+            raise BackendError("it did not answer a moment ago")
         with self._deadline.ahead():
             try:
-                return self._run(call)
+                reply = self._run(call)
             except Exception as error:  # whatever a library makes of whatever was sent to it
                 raise self._translated(error) from error
+            self._pay()
+        return reply
+
+    def owe(self, call: Call) -> None:
+        """Have this run as soon as the server answers again, unless that takes too long."""
+        self._owed.append((time.monotonic(), call))
+
+    def _pay(self) -> None:
+        """Run what is owed, now that the server answers."""
+        while self._owed:
+            owed = self._owed.popleft()
+            try:
+                if time.monotonic() - owed[0] < _OWED_FOR:
+                    self._run(owed[1])
+            except Exception as error:
+                _log.info("what is owed to a server could not be done yet: %r", error)
+                self._owed.append(owed)
+                return
 
     def close(self) -> None:
         """Close the connections that were made here. The next call makes a new one."""
@@ -106,6 +144,8 @@ class Server:
             self._owned.release(connection)
 
     def _translated(self, error: Exception) -> BackendError:
+        if isinstance(error, redis.TimeoutError):
+            self._silent_since = time.monotonic()
         if isinstance(error, ReadOnlyError) and isinstance(self._client, redis.Redis):
             # Its name may lead to another server by now, and a new connection there.
             self._client.connection_pool.disconnect(inuse_connections=False)
