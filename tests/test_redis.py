@@ -1,0 +1,551 @@
+"""`RedisCache` and `RedisLocks` on a real server: what the laws, and the faults, do not tell."""
+
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import closing
+from uuid import uuid4
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.backoff import NoBackoff
+from redis.cluster import LoadBalancingStrategy
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from slotcache import BackendError, SlotAvailabilityService, Source
+from slotcache.availability import Availability
+from slotcache.protocols import Entry, Lock, Miss
+from slotcache.redis import RedisCache, RedisLocks
+from slotcache.testing.laws.subject import KEY, LONG, expect_fresh, expect_miss, fill
+from tests.support.clients import client, cluster_client
+from tests.support.processes import eventually
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer
+from tests.support.shelf import Shelf
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def open_cache(redis_server, redis_prefix, unhurried):
+    opened = []
+
+    def open_(**options):
+        opened.append(RedisCache(redis_server.url, **{"prefix": redis_prefix, **options}))
+        return opened[-1]
+
+    yield open_
+    for cache in opened:
+        cache.close()
+
+
+@pytest.fixture
+def cache(open_cache):
+    return open_cache()
+
+
+@pytest.fixture
+def keys(redis_prefix):
+    """The two hashes of a list."""
+    return f"{{{redis_prefix}}}:list:{KEY}", f"{{{redis_prefix}}}:all"
+
+
+@pytest.fixture
+def proxied(redis_server, redis_prefix, unhurried):
+    with (
+        Proxy(*redis_server.address) as proxy,
+        RedisCache(proxy.url, prefix=redis_prefix) as cache,
+    ):
+        cache.read(KEY)  # now the server knows the scripts of a look
+        yield proxy, cache
+
+
+def milliseconds_to_live(server, prefix):
+    """The life of each key that begins so."""
+    keys = server.command("KEYS", f"{{{prefix}}}:*")
+    return {key.decode(): int(server.command("PTTL", key)) for key in keys}
+
+
+# What is on the server.
+
+
+def test_each_list_and_each_lock_has_a_key_that_tells_what_it_is(cache, redis_server, redis_prefix):
+    fill(cache, expect_miss(cache.read(KEY)), 10)
+    cache.locks().acquire("a lock", ttl=LONG)
+
+    assert milliseconds_to_live(redis_server, redis_prefix).keys() == {
+        f"{{{redis_prefix}}}:list:{KEY}",
+        f"{{{redis_prefix}}}:all",
+        f"{{{redis_prefix}}}:lock:a lock",
+    }
+
+
+@pytest.mark.parametrize("change", ["read", "fill", "clear", "clear all"])
+def test_a_record_lives_for_an_hour_after_each_change(
+    cache, change, redis_server, redis_prefix, keys
+):
+    miss = expect_miss(cache.read(KEY))
+    if change != "read":
+        for key in keys:
+            redis_server.command("PEXPIRE", key, 60_000)
+    if change == "fill":
+        cache.fill(KEY, miss, Availability.of([]), ttl=10, stale_ttl=60)
+    if change == "clear":
+        cache.clear(KEY)
+    if change == "clear all":
+        cache.clear_all()
+
+    lives = milliseconds_to_live(redis_server, redis_prefix)
+
+    changed = keys[1:] if change == "clear all" else keys
+    for key in changed:
+        assert HOUR - 60_000 < lives[key] <= HOUR
+
+
+def test_a_list_that_lives_for_longer_keeps_its_record(cache, redis_server, redis_prefix):
+    miss = expect_miss(cache.read(KEY))
+    cache.fill(KEY, miss, Availability.of([]), ttl=10_000, stale_ttl=5_000)
+    cache.clear(KEY)
+    cache.read("another")
+
+    lives = milliseconds_to_live(redis_server, redis_prefix)
+    del lives[f"{{{redis_prefix}}}:list:another"]
+
+    assert all(14_900_000 < life <= 15_000_000 for life in lives.values()), lives
+
+
+def test_lives_of_any_length_are_kept(cache):
+    miss = expect_miss(cache.read(KEY))
+
+    assert cache.fill(KEY, miss, Availability.of([]), ttl=1e300, stale_ttl=1e300) is not None
+    assert cache.locks().acquire("forever", ttl=1e300) is not None
+    assert cache.locks().acquire("hardly", ttl=1e-300) is not None
+
+
+def test_services_with_other_prefixes_share_nothing(open_cache, redis_prefix):
+    ours, theirs = open_cache(), open_cache(prefix=f"{redis_prefix}:b")
+    fill(ours, expect_miss(ours.read(KEY)), 10)
+
+    theirs.read(KEY)
+    theirs.clear(KEY)
+    theirs.clear_all()
+
+    expect_fresh(ours.read(KEY), 10)
+    assert ours.locks().acquire(KEY, ttl=LONG)
+    assert theirs.locks().acquire(KEY, ttl=LONG)
+
+
+# What travels.
+
+
+def test_each_operation_is_one_round_trip(proxied):
+    proxy, cache = proxied
+    locks = cache.locks()
+
+    def scripts(*calls):
+        """How many commands these calls take, once the server knows their scripts."""
+        for call in calls:
+            call()
+        proxy.requests.clear()
+        for call in calls:
+            call()
+        return len(proxy.requests)
+
+    assert scripts(lambda: cache.read("missing")) == 1
+    assert scripts(lambda: fill(cache, cache.look(KEY), 10)) == 2
+    assert scripts(lambda: expect_fresh(cache.read(KEY), 10)) == 1
+    assert scripts(lambda: cache.clear(KEY)) == 1
+    for number in range(20):
+        cache.read(str(number))
+    assert scripts(cache.clear_all) == 1
+    assert scripts(lambda: locks.release(locks.acquire("lock", ttl=LONG))) == 2
+    assert proxy.accepted == 1
+
+
+def test_a_list_is_sent_once_while_it_does_not_change(own_redis):
+    def sent(act):
+        before = output(own_redis)
+        act()
+        return output(own_redis) - before
+
+    def output(server):
+        return int(server.command("INFO", "stats").split(b"net_output_bytes:")[1].split()[0])
+
+    with RedisCache(own_redis.url) as ours, RedisCache(own_redis.url) as theirs:
+        long = Availability.of((number, 5, 1) for number in range(100_000))
+        ours.fill(KEY, ours.look(KEY), long, ttl=LONG, stale_ttl=LONG)
+        asking = sent(lambda: None)
+
+        assert sent(lambda: ours.read(KEY)) < asking + 1_000
+        assert sent(lambda: theirs.read(KEY)) > 100_000
+        assert sent(lambda: theirs.read(KEY)) < asking + 1_000
+        assert theirs.read(KEY).availability == long
+
+
+def test_only_so_many_lists_are_kept_decoded(open_cache):
+    cache = open_cache(maxsize=2)
+    for key in ("a", "b", "c"):
+        fill(cache, cache.look(key), 10, key=key)
+
+    assert len(cache._kept) == 2
+    for key in ("a", "b", "c"):
+        expect_fresh(cache.read(key), 10)
+
+
+# What is lost or damaged.
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_fill_is_dropped_that_looked_before_a_hash_was_lost(cache, lost, redis_server, keys):
+    before = expect_miss(cache.read(KEY))
+    redis_server.command("DEL", keys[lost])
+    assert fill(cache, before, 10) is None
+
+    after = expect_miss(cache.read(KEY))
+
+    assert after.generation is not None
+    assert after.generation.epoch != before.generation.epoch
+    assert after.generation.clears == 0
+    assert fill(cache, before, 10) is None
+    assert expect_miss(cache.read(KEY)).copy is None
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_list_is_no_longer_fresh_when_a_hash_was_lost(cache, lost, redis_server, keys):
+    fill(cache, expect_miss(cache.read(KEY)), 10)
+    redis_server.command("DEL", keys[lost])
+
+    assert expect_miss(cache.read(KEY)).copy is None
+
+
+def test_what_was_lost_is_not_cleared(cache, redis_server, redis_prefix):
+    cache.read(KEY)
+    redis_server.command("DEL", f"{{{redis_prefix}}}:all")
+
+    cache.clear(KEY)
+    cache.clear_all()
+
+    assert expect_miss(cache.read(KEY)).generation.clears == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
+        lambda data: b"",
+        lambda data: b"\x80\x04\x95",  # a pickle begins so
+        lambda data: b"slot\2" + data[5:],
+    ],
+    ids=["cut", "longer", "flipped", "empty", "pickled", "of another release"],
+)
+def test_a_damaged_list_is_a_miss_and_is_filled_anew(open_cache, damage, redis_server, keys):
+    ours, theirs = open_cache(), open_cache()
+    fill(ours, expect_miss(ours.read(KEY)), 10)
+    data = redis_server.command("HGET", keys[0], "list")
+    redis_server.command("HSET", keys[0], "list", damage(data))
+
+    miss = expect_miss(theirs.read(KEY))
+    assert miss.copy is None
+
+    expect_fresh(fill(theirs, miss, 9), 9)
+    expect_fresh(ours.read(KEY), 9)
+
+
+def test_a_list_of_another_generation_is_a_miss(open_cache, redis_server, keys):
+    ours, theirs = open_cache(), open_cache()
+    fill(ours, expect_miss(ours.read(KEY)), 10)
+    ours.clear(KEY)
+    fill(ours, expect_miss(ours.read(KEY)), 9)
+    redis_server.command("HSET", keys[0], "under", 0)
+
+    assert expect_miss(theirs.read(KEY)).copy is None
+
+
+FIELDS = ("epoch", "clears", "all", "stamp", "under", "since", "until", "list")
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    which=st.integers(0, 1),
+    field=st.sampled_from(FIELDS),
+    value=st.one_of(
+        st.binary(max_size=40),
+        st.sampled_from([b"-1", b"1e400", b"nan", b"0x10", b"9" * 30, b"-0", b" 1"]),
+        st.none(),
+    ),
+)
+def test_whatever_stands_in_the_hashes_is_a_miss_or_a_backend_error(
+    open_cache, redis_server, keys, which, field, value
+):
+    ours, theirs = open_cache(), open_cache()
+    redis_server.command("DEL", *keys)
+    miss = expect_miss(ours.read(KEY))
+    fill(ours, miss, 10)
+    if value is None:
+        redis_server.command("HDEL", keys[which], field)
+    else:
+        redis_server.command("HSET", keys[which], field, value)
+
+    for cache in (ours, theirs):
+        for call in (cache.read, cache.look, cache.clear, cache.read):
+            try:
+                found = call(KEY)
+            except BackendError:
+                continue
+            assert found is None or isinstance(found, Entry | Miss)
+    redis_server.command("DEL", *keys)
+    expect_miss(ours.read(KEY))
+
+
+def test_a_list_from_the_servers_future_is_not_fresh(cache, redis_server, keys):
+    """Its clock was put back: nobody knows how old the list is."""
+    fill(cache, expect_miss(cache.read(KEY)), 10)
+    since = int(redis_server.command("HGET", keys[0], "since"))
+    redis_server.command("HSET", keys[0], "since", since + 3_600_000_000)
+
+    expect_miss(cache.read(KEY))
+
+
+def test_a_lock_without_an_end_is_none(cache, redis_server, redis_prefix):
+    redis_server.command("SET", f"{{{redis_prefix}}}:lock:a", "somebody else's")
+
+    with pytest.raises(BackendError, match="choose another prefix"):
+        cache.locks().acquire("a", ttl=LONG)
+
+
+def test_something_else_at_the_key_is_told_and_left_alone(cache, redis_server, keys):
+    redis_server.command("SET", keys[0], "somebody else's")
+
+    with pytest.raises(BackendError, match="choose another prefix"):
+        cache.read(KEY)
+    cache.clear(KEY)
+
+    assert redis_server.command("GET", keys[0]) == b"somebody else's"
+    redis_server.command("DEL", keys[0])
+
+
+# What is never too late.
+
+
+def test_a_call_right_after_one_that_was_not_answered_fails_at_once(proxied, monkeypatch):
+    proxy, cache = proxied
+    monkeypatch.setattr("slotcache.redis.bounds.BUDGET", 0.25)
+    monkeypatch.setattr("slotcache.redis.server._MOMENT", 60.0)
+    proxy.silent()
+    with pytest.raises(BackendError):
+        cache.read(KEY)
+    asked = len(proxy.requests)
+
+    with pytest.raises(BackendError, match="a moment ago"):
+        cache.read(KEY)
+    assert cache.locks().release(Lock("a lock", "a token")) is False
+
+    assert len(proxy.requests) == asked
+
+
+# Who may be given.
+
+GOOD = {"socket_timeout": 0.25, "socket_connect_timeout": 0.1, "retry": Retry(NoBackoff(), 0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, ["socket_timeout=0.25", "socket_connect_timeout=0.25", "retry=Retry(NoBackoff(), 0)"]),
+        ({**GOOD, "socket_timeout": None}, ["socket_timeout=0.25"]),
+        ({**GOOD, "socket_timeout": 0.26}, ["socket_timeout=0.25"]),
+        ({**GOOD, "socket_connect_timeout": 5}, ["socket_connect_timeout=0.25"]),
+        ({**GOOD, "retry": Retry(NoBackoff(), 1)}, ["retry=Retry(NoBackoff(), 0)"]),
+        ({**GOOD, "retry": Retry(NoBackoff(), -1)}, ["retry=Retry(NoBackoff(), 0)"]),
+    ],
+)
+@pytest.mark.parametrize("kind", [RedisCache, RedisLocks])
+def test_a_client_that_could_keep_a_reader_waiting_is_refused(kind, options, advice):
+    with pytest.raises(ValueError, match="waiting") as refused:
+        kind(redis.Redis(**options))
+
+    assert str(refused.value).split("make it with ")[1] == ", ".join(advice)
+
+
+def test_a_pool_that_could_keep_a_reader_waiting_is_refused():
+    def pooled(**options):
+        return redis.Redis(connection_pool=redis.BlockingConnectionPool(**GOOD, **options))
+
+    for options in ({}, {"timeout": None}, {"timeout": 1}):
+        with pytest.raises(ValueError, match=r"BlockingConnectionPool\(timeout=0.25\)"):
+            RedisCache(pooled(**options))
+    RedisCache(pooled(timeout=0.2))
+
+
+def test_a_client_with_one_connection_for_all_threads_is_refused(redis_server):
+    with (
+        closing(client(redis_server.url, single_connection_client=True)) as one,
+        pytest.raises(ValueError, match="single_connection_client=False"),
+    ):
+        RedisCache(one)
+
+
+def test_a_client_that_reads_from_replicas_is_refused(redis_cluster):
+    sentinel = Sentinel([("127.0.0.1", 1)], **GOOD)
+    with pytest.raises(ValueError, match="master_for"):
+        RedisCache(sentinel.slave_for("shop", **GOOD))
+    RedisCache(sentinel.master_for("shop", **GOOD))
+    strategy = LoadBalancingStrategy.ROUND_ROBIN
+    with (
+        closing(cluster_client(redis_cluster.url, load_balancing_strategy=strategy)) as reads,
+        pytest.raises(ValueError, match="load_balancing_strategy=None"),
+    ):
+        RedisCache(reads)
+
+
+def test_a_cluster_client_with_retries_is_refused(redis_cluster):
+    with (
+        closing(redis.RedisCluster.from_url(redis_cluster.url)) as retrying,
+        pytest.raises(ValueError, match=r"Retry\(NoBackoff\(\), 0\), socket_timeout=0.25"),
+    ):
+        RedisCache(retrying)
+
+
+@pytest.mark.parametrize("option", ["socket_timeout=5", "socket_connect_timeout=1"])
+def test_a_url_that_could_keep_a_reader_waiting_is_refused(option):
+    with pytest.raises(ValueError, match=r"=0\.25"):
+        RedisCache(f"redis://localhost?{option}")
+
+
+@pytest.mark.parametrize("server", [None, 6379, b"redis://localhost", redis.ConnectionPool()])
+def test_what_is_no_server_is_refused(server):
+    with pytest.raises(TypeError, match="must be a URL such as"):
+        RedisCache(server)
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://localhost", ""])
+def test_what_is_no_url_of_a_server_is_refused(url):
+    with pytest.raises(ValueError, match="redis://"):
+        RedisCache(url)
+
+
+@pytest.mark.parametrize("prefix", ["", "{a}", "a}", 5, None])
+def test_a_prefix_is_a_name(prefix):
+    for kind in (RedisCache, RedisLocks):
+        with pytest.raises((TypeError, ValueError), match="prefix must be"):
+            kind("redis://localhost", prefix=prefix)
+
+
+@pytest.mark.parametrize("maxsize", [0, -1, True, 1.5, None])
+def test_maxsize_is_a_number_of_lists(maxsize):
+    with pytest.raises(ValueError, match="maxsize must be a number of lists"):
+        RedisCache("redis://localhost", maxsize=maxsize)
+
+
+# What is told.
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        (b"-MOVED 1 127.0.0.1:7001\r\n", "give a redis.RedisCluster"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "address of the primary"),
+        (b"-OOM command not allowed\r\n", "more memory"),
+        (b"-NOPERM this user has no permissions\r\n", "give its user the commands"),
+        (b"-NOAUTH Authentication required.\r\n", "the right user and password"),
+        (b"-WRONGTYPE Operation against a key\r\n", "choose another prefix"),
+        (b"+OK\r\n", "no answer to a look"),
+        (b"*1\r\n:1\r\n", "no answer to a look"),
+        (b"$-1\r\n", "no answer to a look"),
+    ],
+)
+def test_an_error_tells_what_to_do(proxied, answer, advice):
+    proxy, cache = proxied
+    proxy.garbage(answer, times=1)
+
+    with pytest.raises(BackendError, match=advice):
+        cache.read(KEY)
+
+
+def test_no_error_tells_the_password(redis_server):
+    with (
+        RedisCache(f"redis://shop:secret@127.0.0.1:{redis_server.port}") as cache,
+        pytest.raises(BackendError, match="right user and password") as failed,
+    ):
+        cache.read(KEY)
+
+    assert "secret" not in f"{failed.value!r} {failed.value.__cause__!r}"
+
+
+def test_a_user_needs_few_rights(own_redis):
+    own_redis.command(
+        *("ACL", "SETUSER", "shop", "on", ">right", "~{slotcache}:*", "-@all"),
+        *("+eval", "+evalsha", "+time", "+type", "+get", "+set", "+del", "+pttl", "+pexpire"),
+        *("+hget", "+hmget", "+hset", "+hdel", "+hincrby", "+hstrlen"),
+    )
+    shelf = Shelf()
+    with RedisCache(f"redis://shop:right@127.0.0.1:{own_redis.port}") as cache:
+        service = SlotAvailabilityService(shelf, cache=cache)
+        assert service.read().source is Source.LOADED
+        assert service.read().source is Source.CACHED
+        assert service.clear_availability_cache()
+        cache.clear_all()
+        assert service.read().source is Source.LOADED
+        assert service.health().cache
+        assert service.health().locks
+
+
+# Connections.
+
+
+def test_a_server_is_reached_by_a_unix_socket(redis_program, tmp_path):
+    path = f"{tempfile.gettempdir()}/slotcache-{uuid4().hex[:8]}"  # a short one: 108 bytes at most
+    with RedisServer("--unixsocket", path), RedisCache(f"unix://{path}") as cache:
+        fill(cache, expect_miss(cache.read(KEY)), 10)
+        expect_fresh(cache.read(KEY), 10)
+
+
+def test_who_lacks_redis_is_told_what_to_install():
+    lacking = "import sys; sys.modules['redis'] = None; import slotcache.redis"
+    done = subprocess.run(
+        [sys.executable, "-c", lacking], capture_output=True, text=True, check=False
+    )
+
+    assert "pip install 'slotcache[redis]'" in done.stderr
+
+
+def test_closing_closes_what_was_made(own_redis):
+    def connections():
+        return int(own_redis.command("INFO", "clients").split(b"connected_clients:")[1].split()[0])
+
+    with closing(client(own_redis.url)) as given:
+        with RedisCache(given) as cache:
+            cache.read(KEY)
+        with RedisCache(own_redis.url) as another:
+            another.read(KEY)
+            another.locks().acquire(KEY, ttl=LONG)
+            eventually(lambda: connections() == 3)
+
+        eventually(lambda: connections() == 2)
+        assert given.ping()
+
+    eventually(lambda: connections() == 1)
+
+
+def test_threads_have_connections_of_their_own(proxied):
+    proxy, cache = proxied
+    fill(cache, cache.look(KEY), 10)
+    together = threading.Barrier(8)
+
+    def read():
+        together.wait(60)
+        return [expect_fresh(cache.read(KEY), 10) for _ in range(20)]
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert 1 <= proxy.accepted <= 9
