@@ -22,7 +22,7 @@ from slotcache.file import FileCache, FileLocks
 from slotcache.file.folder import file_system
 from slotcache.protocols import Entry, Miss
 from slotcache.testing import ManualClock
-from tests.support.processes import in_child
+from tests.support.forks import in_child
 from tests.support.shelf import Shelf, left
 
 TEN = Availability.of([("slot", 10, 10)])
@@ -310,6 +310,14 @@ def test_a_system_without_a_boot_id_is_told_what_to_use(folder, monkeypatch):
     monkeypatch.setattr("slotcache.file.folder._BOOT_ID", Path("/nowhere/boot_id"))
     with pytest.raises(NotImplementedError, match="use a MemoryCache here"):
         FileCache(folder)
+
+
+def test_a_cache_and_its_locks_look_into_their_directory_once_as_they_start(folder):
+    alone, both = Files(), Files()
+    FileLocks(folder, files=alone).close()
+    FileCache(folder, files=both).close()
+
+    assert both.called == alone.called
 
 
 # A hit.

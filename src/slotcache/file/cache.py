@@ -31,7 +31,6 @@ from slotcache.file.folder import (
     LIST,
     RECORD,
     FileOperations,
-    Folder,
     boot_id,
     host_clock,
     read_all,
@@ -118,9 +117,9 @@ class FileCache:
         self._files = files
         self._host_now = host_clock(clock)
         self._now = time.monotonic if clock is None else clock.now
-        self._folder = Folder(directory, files)
-        self._records = Records(self._folder, boot_id(), epoch)
         self._locks = FileLocks(directory, clock=clock, files=files)
+        self._folder = self._locks._folder
+        self._records = Records(self._folder, boot_id(), epoch)
         self._kept: dict[str, _Kept] = {}
         self._swept = self._host_now()
         forget_after_fork(self)
