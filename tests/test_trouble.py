@@ -2,8 +2,6 @@
 
 import gc
 import logging
-import os
-import signal
 import time
 
 import pytest
@@ -14,6 +12,8 @@ from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.protocols import Entry
 from slotcache.testing import ManualClock
 from slotcache.trouble import PAUSE, Trouble
+from slotcache.worlds import run
+from tests.support.forks import in_child
 from tests.support.shelf import ScopedShelf, Shelf, left
 from tests.support.threads import Counted, Gate, spawn
 
@@ -167,6 +167,20 @@ def test_what_answers_again_is_asked_again(world):
     assert world.service.health() == WELL
 
 
+def test_what_answers_too_late_is_not_taken_for_well(world):
+    world.cache.down = True
+    world.read()
+    world.cache.down = frozenset()
+    guarded = world.service._refill._cache
+
+    world.cache.slow = 0.3
+    run(guarded.attempt())
+    assert not world.service.health().cache
+    world.cache.slow = 0.0
+    run(guarded.attempt())
+    assert world.service.health() == WELL
+
+
 def test_what_is_still_down_is_asked_by_nobody_but_the_recovery(world):
     world.cache.down = True
     world.read()
@@ -270,6 +284,37 @@ def test_a_later_clear_of_the_same_key_delivers_the_earlier(world):
 
     assert world.sell_one() is True
     assert world.service.health().undelivered == 0
+
+
+def let_a_second_change_s_clear_fail_during_the_next(world):
+    """Its key was cleared before that change was."""
+    clear = world.memory.clear
+
+    def clear_and_be_overtaken(key):
+        world.memory.clear = clear
+        clear(key)
+        world.cache.down = frozenset({"clear"})
+        assert world.sell_one() is False
+        world.cache.down = frozenset()
+
+    world.memory.clear = clear_and_be_overtaken
+
+
+def test_a_clear_does_not_deliver_one_that_failed_while_it_was_under_way(world):
+    let_a_second_change_s_clear_fail_during_the_next(world)
+
+    assert world.sell_one() is True
+    assert world.trouble.undelivered() == [KEY]
+
+
+def test_a_repeated_clear_does_not_deliver_one_that_failed_while_it_was_under_way(world):
+    world.cache.down = frozenset({"clear"})
+    world.sell_one()
+    world.cache.down = frozenset()
+    let_a_second_change_s_clear_fail_during_the_next(world)
+    world.service.close()
+
+    assert world.trouble.undelivered() == [KEY]
 
 
 class Interrupt(BaseException):
@@ -448,6 +493,29 @@ def test_a_mended_backend_is_still_bypassed_while_it_owes_a_clear():
     assert trouble.bypass
 
 
+def test_one_at_a_time_sees_to_it_and_another_when_that_one_has_died():
+    trouble = Trouble()
+    alive = True
+    assert not trouble.attend(), "there is nothing to see to"
+    trouble.fail()
+    assert trouble.attend()
+    trouble.attended_while(lambda: alive)
+    assert not trouble.attend()
+
+    alive = False
+    assert trouble.attend()
+
+
+def test_who_has_left_before_it_was_noted_that_they_came_is_not_waited_for():
+    trouble = Trouble()
+    trouble.fail()
+    assert trouble.attend()
+    trouble.give_up()
+    trouble.attended_while(lambda: True)
+
+    assert trouble.attend()
+
+
 def test_a_cache_that_can_bear_no_attribute_is_refused():
     class Bare(MemoryCache):
         __slots__ = ()
@@ -528,6 +596,20 @@ def test_what_was_last_known_has_no_longer_life_than_it_had(after, served):
         with pytest.raises(Gone, match="the table"):
             world.read()
     world.service.close()
+
+
+def test_what_was_found_lives_no_longer_than_it_did_in_the_cache(world):
+    miss = world.memory.read(KEY)
+    world.clock.advance(4)
+    world.memory.fill(KEY, miss, world.shelf.load(None).availability, ttl=10, stale_ttl=60)
+    run(world.service._refill._look(KEY))
+    world.clock.advance(65.9)
+    cut_off(world)
+    assert world.read().source is Source.STALE
+
+    world.clock.advance(0.1)
+    with pytest.raises(Gone, match="the table"):
+        world.read()
 
 
 @pytest.mark.parametrize(("after", "served"), [(69.9, True), (70.0, False)])
@@ -740,6 +822,18 @@ def test_a_service_that_nobody_uses_any_more_leaves_no_thread_behind(caplog):
     assert ends(is_alive, clock)
 
 
+def test_a_service_that_nobody_uses_any_more_delivers_what_it_owes(caplog):
+    caplog.set_level(logging.CRITICAL)  # what is logged here keeps the service alive
+    world = World()
+    world.cache.down = frozenset({"clear"})
+    world.sell_one()
+    world.service = None
+    gc.collect()
+    world.come_back()
+
+    assert world.trouble.undelivered() == []
+
+
 def test_another_service_takes_over_what_a_closed_one_leaves(world):
     other = world.another_service()
     world.cache.down = True
@@ -759,11 +853,11 @@ def test_a_forked_child_owes_what_its_parent_owed_and_delivers_it(world):
     world.read()
     world.cache.down = frozenset({"clear"})
     world.sell_one()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        right = left(world.read().availability) == 9 and not world.service.health().cache
-        world.come_back()
-        os._exit(0 if right and world.service.health() == WELL else 1)
 
-    assert os.waitpid(child, 0)[1] == 0
+    def deliver_it():
+        assert left(world.read().availability) == 9
+        assert not world.service.health().cache
+        world.come_back()
+        assert world.service.health() == WELL
+
+    in_child(deliver_it)

@@ -92,10 +92,14 @@ class Guard:
 
     def failed(self, what: str, name: str) -> None:
         """Log the exception that is being handled, and have it seen to."""
-        # Clears are tried again and again: the first tells why, the others only that.
-        _log.warning("%s: %r", what, name, exc_info=not self.trouble.bypass)
+        self.log(what, name)
         self.trouble.fail()
         self.attend()
+
+    def log(self, what: str, name: str) -> None:
+        """Log the exception that is being handled."""
+        # Clears are tried again and again: the first tells why, the others only that.
+        _log.warning("%s: %r", what, name, exc_info=not self.trouble.bypass)
 
     def attend(self) -> None:
         """See to it that somebody sees to the trouble."""
@@ -141,8 +145,8 @@ async def _recover(whose: weakref.ref[Guard], closing: AsyncEvent) -> None:
         owes = guard if guard.trouble.undelivered() else None
         del guard
         is_over = await closing.wait(PAUSE)
+        guard = owes or whose()
         del owes
-        guard = whose()
         if guard is None:
             return
         if is_over:
@@ -217,7 +221,9 @@ class GuardedCache(Guard):
         try:
             await self.timed(what, name, self._send(key))
         except Exception:
-            self.failed(what, name)
+            self.log(what, name)
+            self.trouble.fail()
+            # Before a recovery begins: it keeps this guard alive as long as anything is owed.
             self.trouble.note(key)
             self.attend()
             return False
