@@ -15,7 +15,8 @@ import pytest
 
 from slotcache.file import FileLocks
 from slotcache.testing import ManualClock
-from tests.support.processes import Keeper, Worker, eventually, in_child
+from tests.support.forks import in_child
+from tests.support.processes import Keeper, Worker, eventually
 from tests.support.threads import together
 
 HOUR = 3600.0

@@ -1,7 +1,6 @@
 """What the cache and the locks in memory do beyond the laws, which they obey in `test_laws.py`."""
 
 import os
-import signal
 
 import pytest
 
@@ -9,6 +8,7 @@ from slotcache import Availability, SlotAvailabilityService
 from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.protocols import Entry, Generation, Miss
 from slotcache.testing import ManualClock
+from tests.support.forks import in_child
 from tests.support.shelf import Shelf, left
 from tests.support.threads import together
 
@@ -177,17 +177,11 @@ def test_a_forked_child_starts_empty_and_unlocked():
     service.get_availability()
     service._cache.locks().acquire("slots.availability.lock", ttl=1_000)
     flights = service._refill._flights
-    with service._cache._mutex, service._cache.locks()._mutex, flights._mutex:
-        child = os.fork()
-        if child == 0:
-            answer = 1
-            try:
-                signal.alarm(20)
-                shelf.remaining = 4
-                answer = left(service.get_availability())
-            finally:
-                os._exit(answer)
-    _, status = os.waitpid(child, 0)
 
-    assert os.waitstatus_to_exitcode(status) == 4
+    def see_the_change():
+        shelf.remaining = 4
+        assert left(service.get_availability()) == 4
+
+    with service._cache._mutex, service._cache.locks()._mutex, flights._mutex:
+        in_child(see_the_change)
     assert left(service.get_availability()) == 10

@@ -8,13 +8,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import signal
+import select
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from slotcache import (
 from slotcache.sql import SqlSlots
 from slotcache.sql.ledger import SqlLedger
 
+from .support.forks import Forked
 from .support.sql import KINDS, check_books, free, opened, query, race, write_lock
+from .support.threads import PATIENCE
 
 THREADS = 16
 PATIENT = HoldPolicy(lock_wait=60)
@@ -291,23 +293,26 @@ class TestForks:
     def test_a_child_forked_while_others_sell_can_sell(self, slots: SqlSlots) -> None:
         slots.add([(1, 10_000)])
         holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=5))
-        stop = threading.Event()
 
         def sell() -> None:
-            while not stop.is_set():
-                holds.create(1)
-                slots.load()
+            holds.create(1)
+            slots.load()
 
-        threads = [threading.Thread(target=sell) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        try:
+        with repeated(sell, threads=4):
             for _ in range(5):
                 Child(lambda: holds.create(1), then=slots.load).finish()
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
+
+    def test_a_child_forked_while_others_look_their_holds_up_can_sell(
+        self, slots: SqlSlots
+    ) -> None:
+        """They did so out of turn; the child waited for ever for a mutex inside SQLite."""
+        slots.add([(1, 10_000)])
+        holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=5))
+        hold = holds.create(1)
+
+        with repeated(lambda: holds.get(hold.id), threads=4):
+            for _ in range(5):
+                Child(lambda: holds.create(1), then=slots.load).finish()
 
     def test_a_child_finds_the_turn_free_that_another_thread_keeps(
         self, slots: SqlSlots, monkeypatch: pytest.MonkeyPatch
@@ -333,38 +338,57 @@ class TestForks:
         assert holds.create(1).state is HoldState.HELD
 
 
+@contextmanager
+def repeated(work: Callable[[], object], *, threads: int) -> Iterator[None]:
+    """Have threads do it again and again meanwhile."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.is_set():
+            work()
+
+    busy = [threading.Thread(target=repeat) for _ in range(threads)]
+    for thread in busy:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in busy:
+            thread.join()
+
+
 class Child:
     """A forked process that makes a call, waits for us, and makes another."""
 
     def __init__(self, first: Callable[[], Any], then: Callable[[], Any]) -> None:
         ready_out, ready_in = os.pipe()
         go_out, go_in = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                signal.alarm(20)
-                first()
-                os.write(ready_in, b".")
-                os.close(go_in)
-                os.read(go_out, 1)
-                then()
-            except BaseException as error:
-                os.write(2, f"in the child: {error!r}\n".encode())
-                os._exit(1)
-            os._exit(0)
+
+        def live() -> None:
+            first()
+            os.write(ready_in, b".")
+            os.close(go_in)
+            os.read(go_out, 1)
+            then()
+
+        self._process = Forked(live)
         os.close(ready_in)
         os.close(go_out)
         self._ready, self._go = ready_out, go_in
 
     def wait_for_first(self) -> None:
+        if not select.select([self._ready], [], [], PATIENCE)[0]:
+            self._process.finish()  # it tells where it stands
         assert os.read(self._ready, 1) == b"."
 
     def finish(self) -> None:
         os.write(self._go, b".")
-        _, status = os.waitpid(self._pid, 0)
-        os.close(self._ready)
-        os.close(self._go)
-        assert status == 0
+        try:
+            self._process.finish()
+        finally:
+            os.close(self._ready)
+            os.close(self._go)
 
 
 class TestBrokenTwins:

@@ -90,3 +90,66 @@ def test_a_wait_that_a_signal_ends_loses_no_turn(given_in_that_instant: bool) ->
         turns.give()
 
     assert turns.take(0)
+
+
+def test_who_is_beside_waits_for_no_turn_and_holds_none_up() -> None:
+    turns = new_turns()
+
+    with turns, turns.beside(0) as is_there:
+        assert is_there
+    with turns.beside(0):
+        assert turns.take(0)
+
+
+def test_a_fork_waits_for_who_is_beside_and_keeps_others_from_it() -> None:
+    closed: list[int] = []
+    turns = Turns(before_fork=lambda: closed.append(len(turns._beside)))
+    answers: list[bool] = []
+
+    def come() -> None:
+        with turns.beside(30) as is_there:
+            answers.append(is_there)
+
+    forking = threading.Thread(target=turns._before_fork)
+    with turns.beside(0):
+        forking.start()
+        while turns._forking_thread is None:
+            pass
+        assert not closed
+    forking.join()
+    assert closed == [0]
+    with turns.beside(0.001) as is_there:
+        assert not is_there
+
+    late = threading.Thread(target=come)
+    late.start()
+    turns._forking_thread = threading.get_ident()
+    turns._after_fork_in_parent()
+    late.join()
+    assert answers == [True]
+    assert turns.take(0)
+
+
+def test_a_fork_waits_for_nobody_longer_than_it_is_patient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("slotcache.sql.turns._PATIENCE", 0.01)
+    turns = new_turns()
+
+    with turns.beside(0):
+        turns._before_fork()
+    turns._after_fork_in_parent()
+
+    assert turns.take(0)
+
+
+def test_a_finalizer_takes_a_turn_only_if_it_need_not_wait() -> None:
+    """It may run in a thread that is in the midst of taking a turn."""
+    turns = new_turns()
+
+    with turns._mutex:
+        assert not turns.take_if_free()
+    with turns:
+        assert not turns.take_if_free()
+    assert turns.take_if_free()
+    assert not turns.take(0)

@@ -8,6 +8,7 @@ cannot be put right in the child has to be put away before the fork.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import Protocol
 
@@ -28,7 +29,8 @@ class _Careful(Protocol):
 
 
 _forgetful: weakref.WeakSet[_Forgetful] = weakref.WeakSet()
-_careful: weakref.WeakSet[_Careful] = weakref.WeakSet()
+_careful: set[weakref.ref[_Careful]] = set()
+_put_away: dict[int, list[_Careful]] = {}  # by the thread that forks
 
 
 def forget_after_fork(owner: _Forgetful) -> None:
@@ -38,16 +40,20 @@ def forget_after_fork(owner: _Forgetful) -> None:
 
 def prepare_for_fork(owner: _Careful) -> None:
     """Have `_before_fork()` and `_after_fork_in_parent()` called around every fork from now on."""
-    _careful.add(owner)
+    _careful.add(weakref.ref(owner, _careful.discard))
 
 
 def _before() -> None:
-    for owner in list(_careful):
+    # Copied in one step, since other threads may add some meanwhile; and kept until after the
+    # fork, so that no collector of garbage closes anything of theirs in the midst of it.
+    owners = [owner for reference in _careful.copy() if (owner := reference()) is not None]
+    _put_away[threading.get_ident()] = owners
+    for owner in owners:
         owner._before_fork()
 
 
 def _in_parent() -> None:
-    for owner in list(_careful):
+    for owner in _put_away.pop(threading.get_ident(), []):
         owner._after_fork_in_parent()
 
 

@@ -86,6 +86,7 @@ class Meter:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running = 0
+        self._most = 0
         self.overlaps = 0
 
     @contextmanager
@@ -93,6 +94,7 @@ class Meter:
         with self._changed:
             self.overlaps += self._running > 0
             self._running += 1
+            self._most = max(self._most, self._running)
             self._changed.notify_all()
         try:
             yield
@@ -101,8 +103,9 @@ class Meter:
                 self._running -= 1
 
     def wait_for(self, running: int) -> None:
+        """Wait until so many have run at the same time: by now they may have ended."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._running >= running, timeout=30)
+            assert self._changed.wait_for(lambda: self._most >= running, timeout=30)
 
 
 def race(

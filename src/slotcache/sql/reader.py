@@ -60,6 +60,14 @@ class ListReader:
         with self._turns:
             self._close_idle()
 
+    def close_if_free(self) -> None:
+        """Close the connection, unless the process is forking, which closes it too."""
+        if self._turns.take_if_free():
+            try:
+                self._close_idle()
+            finally:
+                self._turns.give()
+
     def _close_idle(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:

@@ -88,7 +88,7 @@ class SqlSlots:
         )
         self._lists = ListReader(engine, self._statements, now=self._database.now)
         # For tests and scripts, which close nothing. Not at exit, where a load may be running.
-        weakref.finalize(self, _close, self._lists, self._database).atexit = False
+        weakref.finalize(self, _close_if_free, self._lists, self._database).atexit = False
 
     @classmethod
     def sqlite(
@@ -218,7 +218,8 @@ class SqlSlots:
 
     def close(self) -> None:
         """Close the connections that it opened; an engine that it was given stays open."""
-        _close(self._lists, self._database)
+        self._lists.close()
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -273,6 +274,6 @@ def _indexes(table: sa.Table) -> list[sa.Index]:
     return sorted(table.indexes, key=lambda index: str(index.name))
 
 
-def _close(lists: ListReader, database: Sqlite) -> None:
-    lists.close()
-    database.close()
+def _close_if_free(lists: ListReader, database: Sqlite) -> None:
+    lists.close_if_free()
+    database.close_if_free()

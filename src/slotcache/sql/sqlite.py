@@ -53,6 +53,18 @@ class Sqlite:
 
     def close(self) -> None:
         """Close what is its own."""
+        with self._turns:
+            self._close_all()
+
+    def close_if_free(self) -> None:
+        """Close what is its own, unless the process is forking, which closes it too."""
+        if self._turns.take_if_free():
+            try:
+                self._close_all()
+            finally:
+                self._turns.give()
+
+    def _close_all(self) -> None:
         self._close_idle()
         if self._keeper is not None:
             self._keeper.close()
@@ -92,13 +104,21 @@ class Sqlite:
 
     @contextmanager
     def reading(self, lock_wait: float) -> Iterator[sa.Connection]:
-        """Lend a connection to read from, out of turn."""
-        with (
-            _translated(lock_wait),
-            self._engine.connect() as connection,
-            _patience(connection, lock_wait),
-        ):
-            yield connection.execution_options(**{READS_ONLY: True})
+        """Lend a connection to read from, out of turn.
+
+        Raises:
+            Busy: The process was forking for `lock_wait` seconds.
+            BackendError: The database failed.
+        """
+        with self._turns.beside(lock_wait) as is_there:
+            if not is_there:
+                raise Busy(waited=lock_wait)
+            with (
+                _translated(lock_wait),
+                self._engine.connect() as connection,
+                _patience(connection, lock_wait),
+            ):
+                yield connection.execution_options(**{READS_ONLY: True})
 
     def commit(
         self,

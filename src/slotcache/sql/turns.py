@@ -4,15 +4,19 @@ SQLite does not survive a fork while a file is open. The child inherits its note
 locks of the parent, but not the locks, and every connection that the child opens later believes
 the notes. When the parent closes its last connection it then deletes the log under the child,
 and bookings that the child has committed are gone (tried); a transaction that was open in the
-parent locks the child out for ever (tried). So a fork waits for the turn that is running, what
-is open is closed before it, and opened again by whoever needs it next.
+parent locks the child out for ever (tried). And a mutex inside SQLite that another thread has in
+that instant, if only to close a connection, is locked in the child for ever (tried). So a fork
+waits for the turn that is running, and for who is beside it; what is open is closed before it, and
+opened again by whoever needs it next.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
 
 from slotcache._fork import forget_after_fork, prepare_for_fork
 
@@ -43,10 +47,11 @@ class Turns:
 
     def __init__(self, *, before_fork: Callable[[], None]) -> None:
         self._close = before_fork
-        self._mutex = threading.Lock()
         self._taken = False
         self._queue: deque[_Waiter] = deque()
+        self._beside: set[object] = set()
         self._forking_thread: int | None = None
+        self._after_fork()
         forget_after_fork(self)
         prepare_for_fork(self)
 
@@ -76,6 +81,37 @@ class Turns:
             else:
                 self._taken = False
 
+    def take_if_free(self) -> bool:
+        """Take a turn only if there is nothing to wait for; return whether there was not.
+
+        For finalizers: they run wherever a thread happens to be, also inside of these methods.
+        """
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            free, self._taken = not self._taken, True
+            return free
+        finally:
+            self._mutex.release()
+
+    @contextmanager
+    def beside(self, timeout: float) -> Iterator[bool]:
+        """Be there out of turn: nobody waits for that but a fork, which is all that is waited for.
+
+        Yields:
+            False: the process was forking for longer than `timeout` seconds.
+        """
+        me = object()
+        try:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._forking_thread is None, timeout):
+                    self._beside.add(me)
+            yield me in self._beside
+        finally:
+            with self._changed:
+                self._beside.discard(me)
+                self._changed.notify_all()
+
     def _leave(self, waiter: _Waiter) -> bool:
         """Wait no longer; return False if it does not stand in the queue (any more)."""
         with self._mutex:
@@ -91,18 +127,25 @@ class Turns:
         self.give()
 
     def _before_fork(self) -> None:
+        end = monotonic() + _PATIENCE
         # A turn that lasts, or our own: the child has to live with what is open in it.
         if self.take(_PATIENCE):
-            self._forking_thread = threading.get_ident()
+            with self._changed:
+                self._forking_thread = threading.get_ident()
+                self._changed.wait_for(lambda: not self._beside, end - monotonic())
         self._close()
 
     def _after_fork_in_parent(self) -> None:
         if self._forking_thread == threading.get_ident():
-            self._forking_thread = None
+            with self._changed:
+                self._forking_thread = None
+                self._changed.notify_all()
             self.give()
 
     def _after_fork(self) -> None:
         self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
         self._taken = False
         self._queue = deque()
+        self._beside = set()
         self._forking_thread = None
