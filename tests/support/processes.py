@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +31,7 @@ from slotcache.file import FileCache, FileLocks
 from slotcache.protocols import Loaded, Lock, Scope
 from slotcache.sql import SqlSlots
 from slotcache.worlds import SystemClock
+from tests.support.forks import in_child
 from tests.support.shelf import left
 from tests.support.threads import PATIENCE, spawn
 
@@ -44,20 +47,6 @@ def eventually(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.002)
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Do the work in a forked process, and fail if it fails there."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(round(PATIENCE))
-            work()
-        except BaseException:
-            os.write(2, f"in the child: {traceback.format_exc()}".encode())
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class Worker:
@@ -77,6 +66,7 @@ class Worker:
         theirs.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self.answer()  # from now on it ends with us, even if it is stopped
 
     def call(self, method: str, *arguments: object) -> Any:
         """Call a method; return what it returns."""
@@ -138,9 +128,27 @@ class Worker:
 
 _HALTED = object()
 _PLACES = 1_000_000
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_the_tests() -> None:
+    """Have the system end this process when the one that runs the tests is gone, however that is.
+
+    Also if this one is stopped, or has work for an hour. It ends with the server that forked it,
+    and that ends when nobody has its pipe open any more: as a rule its workers have.
+    """
+    alive: int = forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    os.close(alive)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    runner = multiprocessing.parent_process()
+    if runner is None or not runner.is_alive():  # the server may have ended before that
+        os._exit(1)
 
 
 def _serve(pipe: Connection, make: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    _end_with_the_tests()
+    pipe.send(("answer", None))
     # That this machine is busy is no trouble.
     guard.BUDGET = PATIENCE  # type: ignore[attr-defined]
     halt: str | None = None
