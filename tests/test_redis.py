@@ -418,6 +418,37 @@ def test_a_url_that_could_keep_a_reader_waiting_is_refused(option):
         RedisCache(f"redis://localhost?{option}")
 
 
+@pytest.mark.parametrize("option", ["retry_on_timeout=yes", "socket_timeout=0"])
+def test_a_url_with_options_is_told_to_leave_them_out(option):
+    with pytest.raises(ValueError, match=r"this URL.*Leave them out"):
+        RedisCache(f"redis://localhost?{option}")
+
+
+def test_a_url_with_an_unknown_option_is_refused():
+    with pytest.raises(ValueError, match="socket_timout"):
+        RedisCache("redis://:secret@localhost?socket_timout=0.1")
+
+
+def test_a_pipeline_is_refused(redis_server, redis_cluster):
+    """It would say "done" to each clear, and do nothing."""
+    with closing(client(redis_server.url)) as given, pytest.raises(TypeError, match="must be"):
+        RedisCache(given.pipeline())
+    with (
+        closing(cluster_client(redis_cluster.url)) as given,
+        pytest.raises(TypeError, match="must be"),
+    ):
+        RedisCache(given.pipeline())
+
+
+@pytest.mark.parametrize("answer", [b"+OK\r\n", b"$-1\r\n", b"*0\r\n"])
+def test_only_a_count_is_taken_for_the_word_that_a_clear_was_counted(proxied, answer):
+    proxy, cache = proxied
+    for clear in (cache.clear_all, lambda: cache.clear(KEY)):
+        proxy.garbage(answer, times=1)
+        with pytest.raises(BackendError, match="no answer to a clear"):
+            clear()
+
+
 @pytest.mark.parametrize("server", [None, 6379, b"redis://localhost", redis.ConnectionPool()])
 def test_what_is_no_server_is_refused(server):
     with pytest.raises(TypeError, match="must be a URL such as"):
@@ -452,8 +483,8 @@ def test_maxsize_is_a_number_of_lists(maxsize):
         (b"-MOVED 1 127.0.0.1:7001\r\n", "give a redis.RedisCluster"),
         (b"-READONLY You can't write against a read only replica.\r\n", "address of the primary"),
         (b"-OOM command not allowed\r\n", "more memory"),
-        (b"-NOPERM this user has no permissions\r\n", "give its user the commands"),
-        (b"-NOAUTH Authentication required.\r\n", "the right user and password"),
+        (b"-NOPERM this user has no permissions\r\n", "share-a-server.md"),
+        (b"-NOAUTH Authentication required.\r\n", "a user and password that it knows"),
         (b"-WRONGTYPE Operation against a key\r\n", "choose another prefix"),
         (b"+OK\r\n", "no answer to a look"),
         (b"*1\r\n:1\r\n", "no answer to a look"),
@@ -471,7 +502,7 @@ def test_an_error_tells_what_to_do(proxied, answer, advice):
 def test_no_error_tells_the_password(redis_server):
     with (
         RedisCache(f"redis://shop:secret@127.0.0.1:{redis_server.port}") as cache,
-        pytest.raises(BackendError, match="right user and password") as failed,
+        pytest.raises(BackendError, match="a user and password that it knows") as failed,
     ):
         cache.read(KEY)
 

@@ -88,7 +88,7 @@ class World:
     def process(self) -> RedisCache:
         return self.random.choice(self.caches)
 
-    def one_of(self, those: list) -> list:
+    def one_of(self, those):
         """Take one of those out, if there are any; of many, one of the latest."""
         those[:-8] = []
         return [those.pop(self.random.randrange(len(those)))] if those else []

@@ -117,7 +117,8 @@ class SlotAvailabilityService:
         clock = SystemClock() if clock is None else clock
         cache = MemoryCache(clock=clock) if cache is None else cache
         _check_part("slots", slots, "SqlSlots(engine)", "load", "scope_type")
-        _check_part("cache", cache, "MemoryCache()", "read", "look", "fill", "clear", "clear_all")
+        example = "MemoryCache() or RedisCache(url)"
+        _check_part("cache", cache, example, "read", "look", "fill", "clear", "clear_all")
         locks = cache.locks() if locks is None else locks
         _check_part("locks", locks, "MemoryLocks()", "acquire", "release")
         if not isinstance(policy, AvailabilityPolicy):

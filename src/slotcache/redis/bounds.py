@@ -23,15 +23,11 @@ from redis.sentinel import SentinelConnectionPool
 
 from slotcache.trouble import BUDGET
 
-__all__ = ["Deadline", "bounded_pool", "refuse_unbounded"]
+__all__ = ["Deadline", "bounded_pool", "wrong_with"]
 
 
-def refuse_unbounded(client: Any) -> None:
-    """Refuse a client that could keep a reader waiting, or reads from what may lag.
-
-    Raises:
-        ValueError: It could; the message tells what to make it with.
-    """
+def wrong_with(client: Any) -> list[str]:
+    """Return what to make this client with, lest it keep a reader waiting or read what may lag."""
     if isinstance(client, redis.RedisCluster):
         node = client.get_redis_connection(client.get_default_node())
         wrong = [*_wrong_with_cluster(client), *_wrong_with_pool(node.connection_pool)]
@@ -39,11 +35,7 @@ def refuse_unbounded(client: Any) -> None:
         wrong = list(_wrong_with_pool(client.connection_pool))
         if client.connection is not None:
             wrong.append("single_connection_client=False")
-    if wrong:
-        raise ValueError(
-            "this client could keep a reader waiting, run a command twice, or read from a server "
-            f"that lags. Give a URL, or make it with {', '.join(dict.fromkeys(wrong))}"
-        )
+    return list(dict.fromkeys(wrong))
 
 
 def _wrong_with_cluster(client: redis.RedisCluster) -> Iterator[str]:
@@ -57,7 +49,7 @@ def _wrong_with_pool(pool: redis.ConnectionPool) -> Iterator[str]:
     like_all = pool.connection_class(**pool.connection_kwargs)  # and not connected to anything
     for name in ("socket_timeout", "socket_connect_timeout"):
         seconds = getattr(like_all, name)
-        if seconds is None or seconds > BUDGET:
+        if seconds is None or not 0 < seconds <= BUDGET:
             yield f"{name}={BUDGET:g}"
     if like_all.retry.get_retries():
         yield _NO_RETRY

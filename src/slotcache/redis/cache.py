@@ -232,11 +232,11 @@ class RedisCache(_Lists):
 
     def clear(self, key: str) -> None:
         """Count one clear. Without a record: do nothing."""
-        self._server.run(self._clearing(key))
+        _expect_count(self._server.run(self._clearing(key)))
 
     def clear_all(self) -> None:
         """Count one clear in every record, forgetting none: one command, however many there are."""
-        self._server.run(self._clearing_all())
+        _expect_count(self._server.run(self._clearing_all()))
 
     def locks(self) -> RedisLocks:
         """The locks on the same server, under the same prefix."""
@@ -262,6 +262,12 @@ def _decoded(data: object, generation: Generation) -> Availability | None:
     """Return the list whose bytes these are; None: they are not those of this generation's."""
     stored = decode(data) if isinstance(data, bytes) else None
     return None if stored is None or stored.generation != generation else stored.availability
+
+
+def _expect_count(reply: object) -> None:
+    """Take nothing else for the word that a clear was counted."""
+    if not isinstance(reply, int):
+        raise BackendError(f"this is no answer to a clear: {reply!r:.80}")
 
 
 def _hex(epoch: int) -> bytes:

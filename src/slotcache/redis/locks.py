@@ -55,13 +55,13 @@ class RedisLocks:
         except BaseException:
             self._server.owe(self._releasing(lock))
             raise
-        return lock if granted else None
+        return lock if granted == 1 else None
 
     def release(self, lock: Lock) -> bool:
         """Give the lock back. Never raises; False: it was no longer yours, or nobody knows."""
         call = self._releasing(lock)
         try:
-            return bool(self._server.run(call))
+            return bool(self._server.run(call) == 1)
         except BackendError:
             _log.warning("the lock could not be released: %r", lock.name, exc_info=True)
             self._server.owe(call)

@@ -15,7 +15,8 @@ except ImportError as error:
         "slotcache.redis needs redis, 6.4 or later: pip install 'slotcache[redis]'"
     ) from error
 
-from redis.client import NEVER_DECODE
+from redis.client import NEVER_DECODE, Pipeline
+from redis.cluster import ClusterPipeline
 from redis.exceptions import (
     AuthenticationError,
     MovedError,
@@ -27,7 +28,7 @@ from redis.exceptions import (
 
 from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError
-from slotcache.redis.bounds import Deadline, bounded_pool, refuse_unbounded
+from slotcache.redis.bounds import Deadline, bounded_pool, wrong_with
 from slotcache.redis.scripts import Call
 
 __all__ = ["Address", "Server", "as_key", "names"]
@@ -38,8 +39,8 @@ Address: TypeAlias = "str | redis.Redis | redis.RedisCluster"
 """What a user gives: a URL, or a client."""
 
 _ADVICE = {
-    AuthenticationError: "give it the right user and password",
-    NoPermissionError: "give its user the commands that are listed in the docs",
+    AuthenticationError: "give it a user and password that it knows, or none if it has none",
+    NoPermissionError: "docs/how-to/share-a-server.md lists the commands and keys that it needs",
     MovedError: "it is one node of a cluster: give a redis.RedisCluster client",
     OutOfMemoryError: "give it more memory, or a maxmemory-policy that evicts",
     ReadOnlyError: "it is a replica: give the address of the primary",
@@ -72,14 +73,9 @@ class Server:
         if isinstance(address, str):
             self._owned = bounded_pool(address, self._deadline)
             self._client: Any = redis.Redis(connection_pool=self._owned)
-        elif isinstance(address, redis.Redis | redis.RedisCluster):
-            self._client = address
         else:
-            raise TypeError(
-                "server must be a URL such as 'redis://localhost:6379/0', a redis.Redis or a "
-                f"redis.RedisCluster, not {address!r:.80}"
-            )
-        refuse_unbounded(self._client)
+            self._client = _checked(address)
+        _refuse_unbounded(self._client, is_url=self._owned is not None)
         self._after_fork()
         forget_after_fork(self)
 
@@ -171,8 +167,33 @@ def as_key(prefix: str, name: str) -> bytes:
     return f"{prefix}{name}".encode("utf-8", "surrogatepass")
 
 
+def _checked(client: object) -> object:
+    is_pipeline = isinstance(client, Pipeline | ClusterPipeline)
+    if isinstance(client, redis.Redis | redis.RedisCluster) and not is_pipeline:
+        return client
+    raise TypeError(
+        "server must be a URL such as 'redis://localhost:6379/0' (of Valkey, too), or a blocking "
+        f"client, redis.Redis or redis.RedisCluster, not {client!r:.80}"
+    )
+
+
+def _refuse_unbounded(client: Any, *, is_url: bool) -> None:
+    try:
+        wrong = wrong_with(client)
+    except TypeError as error:
+        raise ValueError(f"an option is not known, in the URL or to the pool: {error}") from error
+    if not wrong:
+        return
+    what = "the options in this URL" if is_url else "this client"
+    instead = "Leave them out" if is_url else "Give a URL"
+    raise ValueError(
+        f"{what} could keep a reader waiting, run a command twice, or read from a server that "
+        f"lags. {instead}, or make it with {', '.join(wrong)}"
+    )
+
+
 def _told(error: Exception) -> str:
-    what = str(error) or type(error).__name__
+    what = str(error).rstrip(".") or type(error).__name__
     for kind, advice in _ADVICE.items():
         if isinstance(error, kind):
             return f"{what}: {advice}"
