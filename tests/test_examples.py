@@ -2,11 +2,16 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+
+from tests.support.threads import PATIENCE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PLAIN = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
@@ -21,6 +26,11 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def worker_processes(tmp_path_factory: pytest.TempPathFactory) -> str:
     return printed_by("worker_processes", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def many_processes(redis_program: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return printed_by("many_processes", tmp_path_factory)
 
 
 def printed_by(example: str, tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -80,6 +90,54 @@ def test_the_quickstart_fits_a_small_terminal_and_leaves_no_colour_codes_in_a_fi
 )
 def test_the_worker_processes_show_that(claim: str, worker_processes: str) -> None:
     assert any(re.fullmatch(f"ok {claim}", line) for line in lines(worker_processes))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        r"4 processes, [\d,]+ reads in 1\.4 s, a list that lives for 0\.5 s: \d+ queries",
+        r"12 sales, each by another process: 0 of [\d,]+ reads are stale",
+        r"it is killed: [\d,]+ reads, 0 failed, 0 are stale, the slowest took \d+ ms",
+        r"it is back, empty: all 4 see the sale; queries for the next [\d,]+ reads: \d",
+        r"it is silent for 1\.2 s: the slowest of [\d,]+ reads took \d+ ms",
+    ],
+)
+def test_the_many_processes_show_that(claim: str, many_processes: str) -> None:
+    assert any(re.fullmatch(f"ok {claim}", line) for line in lines(many_processes)), many_processes
+
+
+def test_a_server_does_not_outlive_a_demo_that_is_killed(redis_program: str) -> None:
+    start = (
+        "import sys; from _server import Server; "
+        "server = Server(); server.start(); print(server.url, flush=True); sys.stdin.read()"
+    )
+    demo = subprocess.Popen(
+        [sys.executable, "-c", start],
+        env={**PLAIN, "PYTHONPATH": str(EXAMPLES)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with demo:
+        assert demo.stdout is not None
+        url = demo.stdout.readline().strip()
+        assert listens(url)
+
+        demo.kill()
+
+    end = time.monotonic() + PATIENCE
+    while listens(url):
+        assert time.monotonic() < end, "it is still there"
+        time.sleep(0.002)
+
+
+def listens(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE):
+            return True
+    except OSError:
+        return False
 
 
 def test_a_claim_that_is_not_true_is_called_so_and_makes_the_demo_fail() -> None:
