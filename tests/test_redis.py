@@ -20,7 +20,7 @@ from slotcache import BackendError, SlotAvailabilityService, Source
 from slotcache.availability import Availability
 from slotcache.protocols import Entry, Lock, Miss
 from slotcache.redis import RedisCache, RedisLocks
-from slotcache.testing.laws.subject import KEY, LONG, expect_fresh, expect_miss, fill
+from slotcache.testing.laws.subject import KEY, LONG, expect_fresh, expect_miss, fill, together
 from tests.support.clients import client, cluster_client
 from tests.support.processes import eventually
 from tests.support.proxy import Proxy
@@ -347,6 +347,31 @@ def test_a_call_right_after_one_that_was_not_answered_fails_at_once(proxied, mon
     assert cache.locks().release(Lock("a lock", "a token")) is False
 
     assert len(proxy.requests) == asked
+
+
+def test_locks_that_may_have_been_granted_are_given_back_one_with_each_answer(proxied):
+    proxy, cache = proxied
+    locks = cache.locks()
+    for name in ("a", "b"):
+        proxy.lose_next_reply()
+        with pytest.raises(BackendError):
+            locks.acquire(name, ttl=LONG)
+    assert locks.acquire("a", ttl=LONG) is None, "it was granted, to nobody"
+    assert locks.acquire("b", ttl=LONG) is None
+
+    assert locks.acquire("a", ttl=LONG)
+    assert locks.acquire("b", ttl=LONG)
+
+
+def test_threads_pay_what_is_owed_once(proxied):
+    proxy, cache = proxied
+    locks = cache.locks()
+    for number in range(40):
+        cache._server.owe(locks._releasing(Lock(str(number), "a token")))
+
+    together(*[lambda: [cache.read(KEY) for _ in range(40)]] * 4)
+
+    assert not cache._server._owed
 
 
 # Who may be given.

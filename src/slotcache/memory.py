@@ -15,6 +15,7 @@ from time import monotonic
 
 from cachetools import LRUCache, TLRUCache
 
+from slotcache._checks import number_of_lists
 from slotcache._fork import forget_after_fork
 from slotcache.availability import Availability
 from slotcache.protocols import AsyncClock, Clock, Entry, Generation, Lock, Miss, random_epoch
@@ -70,11 +71,9 @@ class MemoryCache:
         clock: Clock | AsyncClock | None = None,
         epoch: Callable[[], int] = random_epoch,
     ) -> None:
-        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
-            raise ValueError(f"maxsize must be a number of lists, 1 or more, not {maxsize!r}")
         self._now = monotonic if clock is None else clock.now
         self._epoch = epoch
-        self._maxsize = maxsize
+        self._maxsize = number_of_lists(maxsize)
         self._locks = MemoryLocks(clock=clock)
         self._after_fork()
         forget_after_fork(self)

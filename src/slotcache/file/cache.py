@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+from slotcache._checks import number_of_lists
 from slotcache._fork import forget_after_fork
 from slotcache.availability import Availability
 from slotcache.codec import HEADER_SIZE, decode, encode
@@ -111,9 +112,7 @@ class FileCache:
         epoch: Callable[[], int] = random_epoch,
         files: FileOperations = os,
     ) -> None:
-        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
-            raise ValueError(f"maxsize must be a number of lists, 1 or more, not {maxsize!r}")
-        self._maxsize = maxsize
+        self._maxsize = number_of_lists(maxsize)
         self._files = files
         self._host_now = host_clock(clock)
         self._now = time.monotonic if clock is None else clock.now

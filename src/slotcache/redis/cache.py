@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from slotcache._checks import number_of_lists
 from slotcache.availability import Availability
 from slotcache.codec import decode, encode
 from slotcache.errors import BackendError
@@ -71,11 +72,9 @@ class _Lists:
     """What is asked about lists, and what the answers mean: without I/O, for both worlds."""
 
     def __init__(self, prefix: str, maxsize: int, epoch: Callable[[], int]) -> None:
-        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
-            raise ValueError(f"maxsize must be a number of lists, 1 or more, not {maxsize!r}")
         self._prefix, all_lists = names(prefix, "list:", "all")
         self._all = all_lists.encode()
-        self._maxsize = maxsize
+        self._maxsize = number_of_lists(maxsize)
         self._epoch = epoch
         self._kept: dict[str, _Kept] = {}
 

@@ -46,8 +46,7 @@ _ADVICE = {
     ReadOnlyError: "it is a replica: give the address of the primary",
 }
 
-
-_MOMENT = 0.05
+_MOMENT = 0.05  # seconds
 _OWED_FOR = 60.0
 
 
@@ -105,16 +104,17 @@ class Server:
         self._owed.append((time.monotonic(), call))
 
     def _pay(self) -> None:
-        """Run what is owed, now that the server answers."""
-        while self._owed:
-            owed = self._owed.popleft()
-            try:
-                if time.monotonic() - owed[0] < _OWED_FOR:
-                    self._run(owed[1])
-            except Exception as error:
-                _log.info("what is owed to a server could not be done yet: %r", error)
-                self._owed.append(owed)
-                return
+        """Run one of what is owed, now that the server answers: in the time that the call left."""
+        try:
+            since, owed = self._owed.popleft()
+        except IndexError:
+            return
+        try:
+            if time.monotonic() - since < _OWED_FOR:
+                self._run(owed)
+        except Exception as error:
+            _log.info("what is owed to a server could not be done yet: %r", error)
+            self._owed.append((since, owed))
 
     def close(self) -> None:
         """Close the connections that were made here. The next call makes a new one."""
