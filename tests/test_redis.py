@@ -363,8 +363,7 @@ def test_locks_that_may_have_been_granted_are_given_back_one_with_each_answer(pr
     assert locks.acquire("b", ttl=LONG)
 
 
-def test_threads_pay_what_is_owed_once(proxied):
-    proxy, cache = proxied
+def test_threads_pay_what_is_owed_once(cache):
     locks = cache.locks()
     for number in range(40):
         cache._server.owe(locks._releasing(Lock(str(number), "a token")))

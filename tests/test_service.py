@@ -360,7 +360,10 @@ def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
     ("parts", "message"),
     [
         ({"slots": "sqlite:///slots.db"}, r"slots must have 'load', as SqlSlots\(engine\) has"),
-        ({"cache": {}}, r"cache must have 'read', as MemoryCache\(\) has: not \{\}"),
+        (
+            {"cache": {}},
+            r"cache must have 'read', as MemoryCache\(\) or RedisCache\(url\) has: not \{\}",
+        ),
         ({"locks": []}, r"locks must have 'acquire', as MemoryLocks\(\) has: not \[\]"),
         (
             {"cache": MemoryCache},
