@@ -15,6 +15,7 @@ import sys
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,19 +86,43 @@ def interleave(
         number: How many calls there are in a turn.
         before: Runs before each turn, and is not measured.
     """
-    timers = {name: timeit.Timer(call, before) for name, call in calls.items()}
-    turns: dict[str, list[float]] = {name: [] for name in calls}
+    turns = {
+        name: partial(_per_call, timeit.Timer(call, before), number) for name, call in calls.items()
+    }
+    return take_turns(turns, rounds=rounds)
+
+
+def _per_call(timer: timeit.Timer, number: int) -> float:
+    return timer.timeit(number) / number
+
+
+def take_turns(turns: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, Measured]:
+    """Have all of them take turns; the first of them is the floor.
+
+    Args:
+        turns: Each measures one turn, and returns the seconds that a call took in it.
+        rounds: How often each of them takes its turn, at least 2.
+    """
+    took: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, timer in timers.items():
-            turns[name].append(timer.timeit(number) / number * 1e9)
-    floor = next(iter(turns.values()))
+        for name, turn in turns.items():
+            took[name].append(turn() * 1e9)
+    floor = next(iter(took.values()))
     return {
         name: Measured(
             Spread.of(figures),
             Spread.of([figure / least for figure, least in zip(figures, floor, strict=True)]),
         )
-        for name, figures in turns.items()
+        for name, figures in took.items()
     }
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Summarise how long something took: the median, the 99th percentile and the most."""
+    in_order = sorted(seconds)
+    last = len(in_order) - 1
+    places = {"p50": 0.5, "p99": 0.99, "most": 1.0}
+    return {name: round(in_order[round(last * at)] * 1e3, 3) for name, at in places.items()}
 
 
 def verdict(figure: float, goal: float) -> str:
