@@ -607,6 +607,20 @@ def test_a_record_that_is_cut_under_a_running_cache_is_made_anew(cache, elsewher
     assert isinstance(elsewhere.read("k"), Entry)
 
 
+def test_a_fill_from_before_the_clears_that_a_cut_record_has_lost_is_dropped(
+    cache, elsewhere, folder
+):
+    early = cache.look("k")
+    size = the_file(folder, ".record").stat().st_size
+    elsewhere.clear("k")
+    fill(elsewhere, availability=NINE)
+    os.truncate(the_file(folder, ".record"), size)
+
+    assert cache.fill("k", early, TEN, ttl=10, stale_ttl=60) is None
+    for each in (cache, elsewhere):
+        assert isinstance(each.read("k"), Miss)
+
+
 @pytest.mark.parametrize("suffix", [".record", ".list"])
 def test_a_file_of_another_key_is_a_miss(cache, elsewhere, folder, suffix):
     fill(cache, "k")

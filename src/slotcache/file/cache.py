@@ -165,7 +165,7 @@ class FileCache:
         if held is None:
             return None
         record, current = held
-        if not current.covers(stored.generation) or self._has_better(key, record, current, stored):
+        if not current.covers(stored.generation) or self._has_better(key, record, stored):
             return None
         data = encode(stored)
         self._write(key, data, wanted_for=max(IDLE, until - now + stale_ttl))
@@ -223,13 +223,13 @@ class FileCache:
         kept = self._kept.get(key)
         return None if kept is None else kept.record
 
-    def _has_better(self, key: str, record: Record, current: Generation, stored: Entry) -> bool:
-        """Whether a list with more clears, or as many and a later look, is kept."""
+    def _has_better(self, key: str, record: Record, stored: Entry) -> bool:
+        """Whether a list with more clears, or as many and a later look, is kept.
+
+        If those are more than the record has counted, that was cut: the next look will see it.
+        """
         other = self._list_of(key, record)
-        # More clears than the record has counted: that was damaged, and the list is none.
-        if other is None or other.stored.generation.clears > current.clears:
-            return False
-        return other.stored.outranks(stored)
+        return other is not None and other.stored.outranks(stored)
 
     def _list_of(self, key: str, record: Record) -> _Kept | None:
         """Return the list that is kept under this record; None: there is none, or it is damaged."""
