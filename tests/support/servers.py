@@ -218,7 +218,8 @@ class RedisCluster(RedisServer):
 
     def __init__(self, *options: str) -> None:
         cluster = ["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"]
-        super().__init__(*cluster, *options)
+        # Not the usual 10,000 above the other: outgoing connections may have been given that.
+        super().__init__(*cluster, "--cluster-port", str(free_port()), *options)
 
     def _launch(self) -> None:
         super()._launch()
