@@ -1,9 +1,12 @@
 """`RedisCache` and `RedisLocks` on a real server: what the laws, and the faults, do not tell."""
 
+import dataclasses
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import closing
 from uuid import uuid4
 
@@ -19,7 +22,8 @@ from redis.sentinel import Sentinel
 from slotcache import BackendError, SlotAvailabilityService, Source
 from slotcache.availability import Availability
 from slotcache.protocols import Entry, Lock, Miss
-from slotcache.redis import RedisCache, RedisLocks
+from slotcache.redis import RedisCache, RedisLocks, bounds, scripts
+from slotcache.redis import cache as cache_module
 from slotcache.testing.laws.subject import KEY, LONG, expect_fresh, expect_miss, fill, together
 from tests.support.clients import client, cluster_client
 from tests.support.processes import eventually
@@ -118,6 +122,25 @@ def test_a_list_that_lives_for_longer_keeps_its_record(cache, redis_server, redi
     assert all(14_900_000 < life <= 15_000_000 for life in lives.values()), lives
 
 
+def test_a_new_list_has_the_record_of_all_lists_live_on(cache, redis_server, redis_prefix, keys):
+    cache.read(KEY)
+    redis_server.command("PEXPIRE", keys[1], 60_000)
+
+    cache.read("another")
+
+    assert HOUR - 60_000 < milliseconds_to_live(redis_server, redis_prefix)[keys[1]] <= HOUR
+
+
+def test_a_clear_takes_away_the_list_that_it_ends(cache, redis_server, keys):
+    """Nobody who comes later may be given it: it would be sent, and stored, in vain."""
+    fill(cache, expect_miss(cache.read(KEY)), 10)
+
+    cache.clear(KEY)
+
+    assert redis_server.command("HGET", keys[0], "list") is None
+    assert expect_miss(cache.read(KEY)).copy is None
+
+
 def test_lives_of_any_length_are_kept(cache):
     miss = expect_miss(cache.read(KEY))
 
@@ -140,6 +163,14 @@ def test_services_with_other_prefixes_share_nothing(open_cache, redis_prefix):
 
 
 # What travels.
+
+
+def test_the_first_request_on_a_connection_is_the_first_call(proxied):
+    """A greeting would take time, and rights."""
+    proxy, _ = proxied
+
+    assert proxy.requests
+    assert all(request.split(b"\r\n")[2].startswith(b"EVAL") for request in proxy.requests)
 
 
 def test_each_operation_is_one_round_trip(proxied):
@@ -186,6 +217,19 @@ def test_a_list_is_sent_once_while_it_does_not_change(own_redis):
         assert theirs.read(KEY).availability == long
 
 
+def test_a_list_that_is_too_long_is_not_sent(open_cache, monkeypatch):
+    source = scripts.LOOK.source.decode()
+    limit = f"<= {scripts.LONGEST_LIST}"
+    assert source.count(limit) == 1
+    monkeypatch.setattr(cache_module, "LOOK", scripts.Script(source.replace(limit, "<= 10")))
+    ours, theirs = open_cache(), open_cache()
+    fill(ours, expect_miss(ours.read(KEY)), 10)
+
+    assert theirs._server.run(theirs._looking(KEY).call)[-1] is None
+    assert expect_miss(theirs.read(KEY)).copy is None
+    expect_fresh(ours.read(KEY), 10)
+
+
 def test_only_so_many_lists_are_kept_decoded(open_cache):
     cache = open_cache(maxsize=2)
     for key in ("a", "b", "c"):
@@ -194,6 +238,14 @@ def test_only_so_many_lists_are_kept_decoded(open_cache):
     assert len(cache._kept) == 2
     for key in ("a", "b", "c"):
         expect_fresh(cache.read(key), 10)
+
+
+def test_the_list_that_was_filled_last_is_kept_decoded_longest(open_cache):
+    cache = open_cache(maxsize=2)
+    for key in ("a", "b", "a", "c"):
+        fill(cache, cache.look(key), 10, key=key)
+
+    assert list(cache._kept) == ["a", "c"]
 
 
 # What is lost or damaged.
@@ -218,6 +270,42 @@ def test_a_fill_is_dropped_that_looked_before_a_hash_was_lost(cache, lost, redis
 def test_a_list_is_no_longer_fresh_when_a_hash_was_lost(cache, lost, redis_server, keys):
     fill(cache, expect_miss(cache.read(KEY)), 10)
     redis_server.command("DEL", keys[lost])
+
+    assert expect_miss(cache.read(KEY)).copy is None
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_record_whose_clears_are_no_number_is_made_anew(cache, which, redis_server, keys):
+    fill(cache, expect_miss(cache.read(KEY)), 10)
+    redis_server.command("HSET", keys[which], "clears", "many")
+
+    miss = expect_miss(cache.read(KEY))
+
+    assert miss.copy is None
+    expect_fresh(fill(cache, miss, 9), 9)
+
+
+def test_a_record_with_fewer_clears_than_its_list_has_seen_is_made_anew(cache, redis_server, keys):
+    """Else as many clears later the list would be fresh again."""
+    cache.read(KEY)
+    cache.clear_all()
+    fill(cache, expect_miss(cache.read(KEY)), 10)
+    redis_server.command("HSET", keys[1], "clears", 0)
+
+    expect_miss(cache.read(KEY))
+    cache.clear_all()
+
+    expect_miss(cache.read(KEY))
+
+
+def test_a_fill_that_saw_more_clears_than_there_have_been_is_dropped(cache, redis_server, keys):
+    cache.read(KEY)
+    cache.clear(KEY)
+    miss = expect_miss(cache.read(KEY))
+    redis_server.command("HSET", keys[0], "clears", 0)
+
+    assert fill(cache, miss, 10) is None
+    cache.clear_all()
 
     assert expect_miss(cache.read(KEY)).copy is None
 
@@ -312,6 +400,24 @@ def test_a_list_from_the_servers_future_is_not_fresh(cache, redis_server, keys):
     expect_miss(cache.read(KEY))
 
 
+def test_a_fill_from_the_servers_future_is_not_fresh(cache):
+    miss = expect_miss(cache.read(KEY))
+
+    assert fill(cache, dataclasses.replace(miss, look=miss.look + 3_600_000_000), 10) is None
+
+
+def test_a_list_is_as_old_as_the_server_tells_although_it_is_known(cache, redis_server, keys):
+    """Its clock was put forward."""
+    before = fill(cache, expect_miss(cache.read(KEY)), 10)
+    for field in ("since", "until"):
+        redis_server.command("HINCRBY", keys[0], field, -100_000_000)
+
+    after = expect_fresh(cache.read(KEY), 10)
+
+    assert after.since < before.since - 99
+    assert after.until < before.until - 99
+
+
 def test_a_lock_without_an_end_is_none(cache, redis_server, redis_prefix):
     redis_server.command("SET", f"{{{redis_prefix}}}:lock:a", "somebody else's")
 
@@ -333,6 +439,62 @@ def test_something_else_at_the_key_is_told_and_left_alone(cache, redis_server, k
 # What is never too late.
 
 
+def test_no_instant_is_told_too_late_however_long_an_answer_takes(proxied, redis_prefix):
+    proxy, cache = proxied
+    miss = expect_miss(cache.look(KEY))
+    looked = time.monotonic()
+    proxy.delay(0.1)
+
+    with RedisCache(proxy.url, prefix=redis_prefix) as elsewhere:
+        for entry in (fill(cache, miss, 10), elsewhere.read(KEY)):
+            assert entry.since <= looked + 0.01
+            assert entry.until <= looked + LONG + 0.01
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda made: made.recv(1),
+        lambda made: made.recv_into(bytearray(1)),
+        lambda made: made.sendall(b"a"),
+    ],
+    ids=["recv", "recv_into", "sendall"],
+)
+def test_each_call_on_a_socket_has_the_time_that_is_left(call, unhurried):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"a")
+        deadline = bounds.Deadline()
+        made = bounds._BoundedSocket(ours, deadline)
+        with deadline.ahead():
+            call(made)
+            assert ours.gettimeout() <= bounds.BUDGET
+
+            deadline._instant = time.monotonic()
+            with pytest.raises(TimeoutError):
+                call(made)
+
+
+def test_no_connection_is_begun_when_there_is_no_time_left(redis_server):
+    deadline = bounds.Deadline()
+    pool = bounds.bounded_pool(redis_server.url, deadline)
+    deadline._instant = time.monotonic()
+
+    with pytest.raises(redis.TimeoutError):
+        pool.get_connection()
+
+
+def test_a_time_out_in_the_url_that_is_shorter_than_the_budget_holds(proxied, redis_prefix):
+    proxy, _ = proxied
+    with RedisCache(f"{proxy.url}?socket_timeout=0.1", prefix=redis_prefix) as cache:
+        proxy.silent()
+        began = time.monotonic()
+        with pytest.raises(BackendError):
+            cache.read(KEY)
+
+    assert time.monotonic() - began < bounds.BUDGET / 2
+
+
 def test_a_call_right_after_one_that_was_not_answered_fails_at_once(proxied, monkeypatch):
     proxy, cache = proxied
     monkeypatch.setattr("slotcache.redis.bounds.BUDGET", 0.25)
@@ -352,6 +514,7 @@ def test_a_call_right_after_one_that_was_not_answered_fails_at_once(proxied, mon
 def test_locks_that_may_have_been_granted_are_given_back_one_with_each_answer(proxied):
     proxy, cache = proxied
     locks = cache.locks()
+    locks.acquire("c", ttl=LONG)  # now the server knows the script
     for name in ("a", "b"):
         proxy.lose_next_reply()
         with pytest.raises(BackendError):
@@ -361,6 +524,55 @@ def test_locks_that_may_have_been_granted_are_given_back_one_with_each_answer(pr
 
     assert locks.acquire("a", ttl=LONG)
     assert locks.acquire("b", ttl=LONG)
+
+
+def test_a_lock_is_given_back_whose_acquisition_was_interrupted(cache, monkeypatch):
+    locks, server = cache.locks(), cache._server
+    run = server._run
+
+    def interrupted(call):
+        run(call)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            locks.acquire("a", ttl=LONG)
+    assert locks.acquire("a", ttl=LONG) is None, "it was granted, to nobody"
+
+    assert locks.acquire("a", ttl=LONG)
+
+
+def test_what_is_owed_is_tried_until_it_is_done(cache, monkeypatch):
+    locks, server = cache.locks(), cache._server
+    lock = locks.acquire("a", ttl=LONG)
+    owed = locks._releasing(lock)
+    server.owe(owed)
+    run = server._run
+
+    def failing(call):
+        if call is owed:
+            raise redis.ConnectionError
+        return run(call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_run", failing)
+        cache.read(KEY)
+    cache.read(KEY)
+
+    assert locks.acquire("a", ttl=LONG)
+
+
+def test_what_has_been_owed_for_too_long_is_not_done(cache, monkeypatch):
+    monkeypatch.setattr("slotcache.redis.server._OWED_FOR", 0.0)
+    locks = cache.locks()
+    lock = locks.acquire("a", ttl=LONG)
+    cache._server.owe(locks._releasing(lock))
+
+    cache.read(KEY)
+
+    assert not cache._server._owed
+    assert locks.release(lock) is True, "it was still held"
 
 
 def test_threads_pay_what_is_owed_once(cache):
@@ -428,6 +640,15 @@ def test_a_client_that_reads_from_replicas_is_refused(redis_cluster):
         RedisCache(reads)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_cluster_client_that_reads_from_replicas_in_the_old_way_is_refused(redis_cluster):
+    with (
+        closing(cluster_client(redis_cluster.url, read_from_replicas=True)) as reads,
+        pytest.raises(ValueError, match="read_from_replicas=False"),
+    ):
+        RedisCache(reads)
+
+
 def test_a_cluster_client_with_retries_is_refused(redis_cluster):
     with (
         closing(redis.RedisCluster.from_url(redis_cluster.url)) as retrying,
@@ -471,6 +692,17 @@ def test_only_a_count_is_taken_for_the_word_that_a_clear_was_counted(proxied, an
         proxy.garbage(answer, times=1)
         with pytest.raises(BackendError, match="no answer to a clear"):
             clear()
+
+
+@pytest.mark.parametrize("answer", [b"+OK\r\n", b":2\r\n"])
+def test_only_a_1_is_taken_for_the_word_that_a_lock_is_granted_or_was_held(proxied, answer):
+    proxy, cache = proxied
+    locks = cache.locks()
+    proxy.garbage(answer, times=1)
+    assert locks.acquire("a", ttl=LONG) is None
+    lock = locks.acquire("b", ttl=LONG)
+    proxy.garbage(answer, times=1)
+    assert locks.release(lock) is False
 
 
 @pytest.mark.parametrize("server", [None, 6379, b"redis://localhost", redis.ConnectionPool()])
@@ -586,6 +818,19 @@ def test_closing_closes_what_was_made(own_redis):
         assert given.ping()
 
     eventually(lambda: connections() == 1)
+
+
+def test_after_a_replica_has_refused_the_next_call_makes_a_connection(proxied):
+    """Its name may lead to another server by now."""
+    proxy, cache = proxied
+    before = proxy.accepted
+    proxy.garbage(b"-READONLY You can't write against a read only replica.\r\n", times=1)
+    with pytest.raises(BackendError):
+        cache.read(KEY)
+
+    cache.read(KEY)
+
+    assert proxy.accepted == before + 1
 
 
 def test_threads_have_connections_of_their_own(proxied):

@@ -201,7 +201,7 @@ def test_no_schedule_of_operations_shows_a_list_from_before_a_change(world, seed
         ("FILL", "'under', ARGV[2]", "'under', clears"),
         ("CLEAR", "redis.call('HINCRBY', KEYS[1], 'clears', 1)", ""),
         ("CLEAR_ALL", "redis.call('HINCRBY', KEYS[1], 'clears', 1)", ""),
-        ("LOOK", "or kept[3] ~= all[1]", ""),
+        ("LOOK", "and kept[3] == all[1]", ""),
     ],
 )
 def test_a_script_without_a_guard_is_found(world, monkeypatch, name, guard, instead):

@@ -612,6 +612,19 @@ def test_what_was_found_lives_no_longer_than_it_did_in_the_cache(world):
         world.read()
 
 
+def test_what_was_found_ends_as_it_does_in_the_cache_whatever_the_policy_here(world):
+    rows = world.shelf.load(None).availability
+    world.memory.fill(KEY, world.memory.read(KEY), rows, ttl=5, stale_ttl=60)
+    run(world.service._refill._look(KEY))
+    world.clock.advance(64.9)
+    cut_off(world)
+    assert world.read().source is Source.STALE
+
+    world.clock.advance(0.1)
+    with pytest.raises(Gone, match="the table"):
+        world.read()
+
+
 @pytest.mark.parametrize(("after", "served"), [(69.9, True), (70.0, False)])
 def test_what_was_last_known_stands_in_for_stale_ttl(world, after, served):
     world.read()

@@ -94,7 +94,8 @@ end
 local kept = redis.call(
     'HMGET', KEYS[1], 'epoch', 'clears', 'all', 'stamp', 'under', 'since', 'until')
 local clears = tonumber(kept[2])
-if not kept[1] or not clears or kept[3] ~= all[1] then
+local is_whole = kept[1] and clears and kept[3] == all[1]
+if not is_whole or (tonumber(kept[5]) or 0) > clears + total then
     kept, clears = {{ARGV[1]}}, 0 - total
     redis.call('DEL', KEYS[1])
     redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'clears', clears, 'all', all[1])
