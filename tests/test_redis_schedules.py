@@ -176,7 +176,7 @@ class World:
         return lost
 
 
-DELETE = scripts.Script("return redis.call('DEL', KEYS[1])")
+DELETE = scripts.Script("return {ARGV[1], redis.call('DEL', KEYS[1])}")
 
 
 def shown(entry):
@@ -197,8 +197,8 @@ def test_no_schedule_of_operations_shows_a_list_from_before_a_change(world, seed
 @pytest.mark.parametrize(
     ("name", "guard", "instead"),
     [
-        ("FILL", "kept[1] ~= ARGV[1]", "false"),
-        ("FILL", "'under', ARGV[2]", "'under', clears"),
+        ("FILL", "kept[1] ~= ARGV[2]", "false"),
+        ("FILL", "'under', ARGV[3]", "'under', clears"),
         ("CLEAR", "redis.call('HINCRBY', KEYS[1], 'clears', 1)", ""),
         ("CLEAR_ALL", "redis.call('HINCRBY', KEYS[1], 'clears', 1)", ""),
         ("LOOK", "and kept[3] == all[1]", ""),

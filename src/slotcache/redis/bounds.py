@@ -53,6 +53,8 @@ def _wrong_with_pool(pool: redis.ConnectionPool) -> Iterator[str]:
             yield f"{name}={BUDGET:g}"
     if like_all.retry.get_retries():
         yield _NO_RETRY
+    if "NOSCRIPT".encode(like_all.encoder.encoding) != b"NOSCRIPT":
+        yield "encoding='utf-8'"
     if isinstance(pool, redis.BlockingConnectionPool) and not 0 <= (pool.timeout or -1) <= BUDGET:
         yield f"BlockingConnectionPool(timeout={BUDGET:g})"
     if isinstance(pool, SentinelConnectionPool) and not pool.is_master:
@@ -88,8 +90,13 @@ _NAMELESS = dict.fromkeys({"driver_info"} & _PARAMETERS.keys() or {"lib_name", "
 
 
 class Deadline(threading.local):
-    """When the call that this thread makes has to be over."""
+    """When the call that this thread makes has to be over.
 
+    Attributes:
+        silent_since: When this thread last waited in vain.
+    """
+
+    silent_since = -math.inf
     _instant = math.inf
 
     @contextmanager
@@ -124,21 +131,43 @@ class _Bounded(_Connection):
 
     def __init__(self, *args: Any, deadline: Deadline, **options: Any) -> None:
         self._deadline = deadline
+        self._is_connecting = False
         super().__init__(*args, **options)  # type: ignore[no-untyped-call]
 
+    # While it is made, what is left is asked for again and again: a name may have many addresses.
+
+    @property
+    def socket_timeout(self) -> Any:
+        return self._deadline.left() if self._is_connecting else self._socket_timeout
+
+    @socket_timeout.setter
+    def socket_timeout(self, seconds: Any) -> None:
+        self._socket_timeout = seconds
+
+    @property
+    def socket_connect_timeout(self) -> Any:
+        return self._deadline.left() if self._is_connecting else self._socket_connect_timeout
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, seconds: Any) -> None:
+        self._socket_connect_timeout = seconds
+
     def _connect(self) -> Any:
-        self.socket_connect_timeout = self._deadline.left()
-        made = super()._connect()  # type: ignore[no-untyped-call]
-        return _BoundedSocket(made, self._deadline)
+        self._is_connecting = True
+        try:
+            made = super()._connect()  # type: ignore[no-untyped-call]
+        finally:
+            self._is_connecting = False
+        return _BoundedSocket(made, self._deadline, self.socket_timeout)
 
 
 class _BoundedSocket:
     """A socket of which each call ends at the deadline, if not before."""
 
-    def __init__(self, made: socket.socket, deadline: Deadline) -> None:
+    def __init__(self, made: socket.socket, deadline: Deadline, timeout: float | None) -> None:
         self._socket = made
         self._deadline = deadline
-        self._timeout = made.gettimeout()
+        self._timeout = timeout
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)

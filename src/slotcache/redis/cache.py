@@ -102,18 +102,14 @@ class _Lists:
             raise BackendError(f"this is no answer to a look: {reply!r:.80}") from error
         try:
             generation, since, until = Generation(current.epoch, int(under)), int(since), int(until)
-        except (TypeError, ValueError):  # nothing is kept, or it was damaged
+            ages = (since - now) / _SECOND, (until - now) / _SECOND
+        except (TypeError, ValueError, OverflowError):  # nothing is kept, or it was damaged
             return Miss(current, now), False
         kept = look.kept if look.kept is not None and look.kept.stamp == stamp else None
         availability = _decoded(data, generation) if kept is None else kept.entry.availability
         if availability is None:
             return Miss(current, now), False
-        entry = Entry(
-            availability,
-            generation,
-            look.began + (since - now) / _SECOND,
-            look.began + (until - now) / _SECOND,
-        )
+        entry = Entry(availability, generation, look.began + ages[0], look.began + ages[1])
         is_fresh = generation == current and since <= now < until
         # The same to within what an answer takes: then it is the same object, too.
         if is_fresh and kept is not None and abs(kept.entry.since - entry.since) <= BUDGET:
@@ -231,11 +227,11 @@ class RedisCache(_Lists):
 
     def clear(self, key: str) -> None:
         """Count one clear. Without a record: do nothing."""
-        _expect_count(self._server.run(self._clearing(key)))
+        self._server.run(self._clearing(key))
 
     def clear_all(self) -> None:
         """Count one clear in every record, forgetting none: one command, however many there are."""
-        _expect_count(self._server.run(self._clearing_all()))
+        self._server.run(self._clearing_all())
 
     def locks(self) -> RedisLocks:
         """The locks on the same server, under the same prefix."""
@@ -261,12 +257,6 @@ def _decoded(data: object, generation: Generation) -> Availability | None:
     """Return the list whose bytes these are; None: they are not those of this generation's."""
     stored = decode(data) if isinstance(data, bytes) else None
     return None if stored is None or stored.generation != generation else stored.availability
-
-
-def _expect_count(reply: object) -> None:
-    """Take nothing else for the word that a clear was counted."""
-    if not isinstance(reply, int):
-        raise BackendError(f"this is no answer to a clear: {reply!r:.80}")
 
 
 def _hex(epoch: int) -> bytes:

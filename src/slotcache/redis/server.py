@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
 from collections import deque
 from typing import Any, TypeAlias
@@ -24,12 +25,14 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
+    ResponseError,
 )
 
 from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError
 from slotcache.redis.bounds import Deadline, bounded_pool, wrong_with
 from slotcache.redis.scripts import Call
+from slotcache.trouble import BUDGET
 
 __all__ = ["Address", "Server", "as_key", "names"]
 
@@ -48,6 +51,7 @@ _ADVICE = {
 
 _MOMENT = 0.05  # seconds
 _OWED_FOR = 60.0
+_PAUSE = 1.0
 
 
 class Server:
@@ -68,84 +72,121 @@ class Server:
 
     def __init__(self, address: Address) -> None:
         self._deadline = Deadline()
-        self._owned = None
-        if isinstance(address, str):
-            self._owned = bounded_pool(address, self._deadline)
-            self._client: Any = redis.Redis(connection_pool=self._owned)
-        else:
-            self._client = _checked(address)
-        _refuse_unbounded(self._client, is_url=self._owned is not None)
+        self._url = address if isinstance(address, str) else None
+        self._client: Any = None if self._url is not None else _checked(address)
         self._after_fork()
+        _refuse_unbounded(self._client, is_url=self._url is not None)
         forget_after_fork(self)
 
     def _after_fork(self) -> None:
-        self._silent_since = -math.inf
         self._owed: deque[tuple[float, Call]] = deque()
+        self._answered = self._pays_from = -math.inf
+        self._owned = None
+        if self._url is not None:
+            # A new pool: another thread may have had the mutex of the old one.
+            self._owned = bounded_pool(self._url, self._deadline)
+            self._client = redis.Redis(connection_pool=self._owned)
 
     def run(self, call: Call) -> Any:
-        """Run a script, once; return its reply, in bytes.
+        """Run a script, once; return its result, in bytes.
 
         Raises:
             BackendError: It failed, or may have run and not answered in time.
         """
-        if time.monotonic() - self._silent_since < _MOMENT:
+        began = time.monotonic()
+        silent_since = self._deadline.silent_since
+        if began - silent_since < _MOMENT and silent_since > self._answered:
             # One time-out a read: the next call of the same flow does not wait for another one.
             raise BackendError("it did not answer a moment ago")
         with self._deadline.ahead():
             try:
-                reply = self._run(call)
+                result = self._run(call)
             except Exception as error:  # whatever a library makes of whatever was sent to it
-                raise self._translated(error) from error
-            self._pay()
-        return reply
+                self._noticed(error, time.monotonic() - began)
+                raise BackendError(_told(error)) from error
+            self._answered = time.monotonic()
+            self._pay(self._answered - began)
+        return result
 
     def owe(self, call: Call) -> None:
         """Have this run as soon as the server answers again, unless that takes too long."""
         self._owed.append((time.monotonic(), call))
-
-    def _pay(self) -> None:
-        """Run one of what is owed, now that the server answers: in the time that the call left."""
-        try:
-            since, owed = self._owed.popleft()
-        except IndexError:
-            return
-        try:
-            if time.monotonic() - since < _OWED_FOR:
-                self._run(owed)
-        except Exception as error:
-            _log.info("what is owed to a server could not be done yet: %r", error)
-            self._owed.append((since, owed))
 
     def close(self) -> None:
         """Close the connections that were made here. The next call makes a new one."""
         if self._owned is not None:
             self._owned.disconnect()
 
-    def _run(self, call: Call) -> Any:
-        script, parts = call.script, (b"%d" % len(call.keys), *call.keys, *call.arguments)
+    def _pay(self, took: float) -> None:
+        """Run one of what is owed, now that the server has answered, if it did so in good time."""
+        if took > _MOMENT or self._answered < self._pays_from:
+            return
         try:
-            return self._ask("EVALSHA", script.sha, *parts)
+            since, owed = self._owed.popleft()
+        except IndexError:
+            return
+        try:
+            if self._answered - since < _OWED_FOR:
+                self._run(owed)
+        except Exception as error:
+            _log.info("what is owed to a server could not be done yet: %r", error)
+            self._owed.append((since, owed))
+            self._pays_from = time.monotonic() + _PAUSE
+
+    def _run(self, call: Call) -> Any:
+        nonce = secrets.token_bytes(8)
+        parts = (b"%d" % len(call.keys), *call.keys, nonce, *call.arguments)
+        try:
+            reply = self._ask("EVALSHA", call.script.sha, *parts)
         except NoScriptError:  # a new server, a restarted one, or SCRIPT FLUSH
-            return self._ask("EVAL", script.source, *parts)
+            reply = self._ask("EVAL", call.script.source, *parts)
+        if not isinstance(reply, list) or len(reply) != 2 or reply[0] != nonce:
+            self._drop_connections()
+            raise BackendError(f"this answers no call of ours, or another one: {reply!r:.80}")
+        return reply[1]
 
     def _ask(self, *parts: str | bytes) -> Any:
         if self._owned is None:
             # As its owner sends commands: subclasses and instrumentation see them.
             return self._client.execute_command(*parts, **{NEVER_DECODE: True})
-        connection = self._owned.get_connection()
-        try:
-            connection.send_command(*parts)
-            return connection.read_response(disable_decoding=True)
-        finally:
-            self._owned.release(connection)
+        return _asked(self._owned, parts)
 
-    def _translated(self, error: Exception) -> BackendError:
-        if isinstance(error, redis.TimeoutError):
-            self._silent_since = time.monotonic()
-        if isinstance(error, ReadOnlyError) and isinstance(self._client, redis.Redis):
+    def _noticed(self, error: Exception, seconds: float) -> None:
+        # A cluster client tells of time-outs in other words.
+        if isinstance(error, redis.TimeoutError) or seconds >= BUDGET:
+            self._deadline.silent_since = time.monotonic()
+        if isinstance(error, ReadOnlyError):
             # Its name may lead to another server by now, and a new connection there.
+            self._drop_connections()
+
+    def _drop_connections(self) -> None:
+        """Close those that nobody is using."""
+        if isinstance(self._client, redis.RedisCluster):
+            self._client.disconnect_connection_pools()
+        else:
             self._client.connection_pool.disconnect(inuse_connections=False)
-        return BackendError(_told(error))
+
+
+def _asked(pool: redis.ConnectionPool, parts: tuple[str | bytes, ...]) -> Any:
+    """Send a command, and return its reply; whatever interrupts that ends the connection."""
+    try:
+        connection = pool.get_connection()
+    except BaseException:
+        pool.disconnect(inuse_connections=False)  # it may have been left there half made
+        raise
+    is_in_step = False
+    try:
+        connection.send_command(*parts)
+        reply = connection.read_response(disable_decoding=True)
+        is_in_step = True
+    except ResponseError:
+        is_in_step = True
+        raise
+    finally:
+        if not is_in_step:
+            connection.disconnect()
+        pool.release(connection)
+    return reply
 
 
 def names(prefix: str, *kinds: str) -> tuple[str, ...]:
