@@ -146,6 +146,7 @@ class Busy(SlotcacheError):
 class BackendError(SlotcacheError):
     """The database failed, or its rows contradict each other: the operator's move.
 
-    The database's error, if there is one, is the `__cause__`: SQLAlchemy's, with the driver's in
-    its `orig`. If the answer to a COMMIT was lost, the change may have happened.
+    `RedisCache` raises it too, to who asks it directly: a service answers from the table instead.
+    The error below it, if there is one, is the `__cause__`: SQLAlchemy's, with the driver's in its
+    `orig`, or redis-py's. If the answer to a COMMIT was lost, the change may have happened.
     """
