@@ -142,7 +142,7 @@ class Server:
             reply = self._ask("EVAL", call.script.source, *parts)
         if not isinstance(reply, list) or len(reply) != 2 or reply[0] != nonce:
             self._drop_connections()
-            raise BackendError(f"this answers no call of ours, or another one: {reply!r:.80}")
+            raise ValueError(f"this answers no call of ours, or another one: {reply!r:.80}")
         return reply[1]
 
     def _ask(self, *parts: str | bytes) -> Any:
