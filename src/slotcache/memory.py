@@ -15,8 +15,8 @@ from time import monotonic
 
 from cachetools import LRUCache, TLRUCache
 
-from slotcache._checks import number_of_lists
 from slotcache._fork import forget_after_fork
+from slotcache._kept import number_of_lists
 from slotcache.availability import Availability
 from slotcache.protocols import AsyncClock, Clock, Entry, Generation, Lock, Miss, random_epoch
 

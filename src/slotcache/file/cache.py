@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from slotcache._checks import number_of_lists
 from slotcache._fork import forget_after_fork
+from slotcache._kept import keep_latest, number_of_lists
 from slotcache.availability import Availability
 from slotcache.codec import HEADER_SIZE, decode, encode
 from slotcache.file.folder import (
@@ -261,13 +261,10 @@ class FileCache:
 
     def _keep(self, key: str, kept: _Kept) -> _Kept:
         """Have this process's next reads answered without decoding, by one and the same object."""
-        known = self._kept.pop(key, None)
+        known = self._kept.get(key)
         if known is not None and known.is_like(kept):
             kept = known
-        self._kept[key] = kept
-        if len(self._kept) > self._maxsize:
-            for oldest in list(self._kept)[: -self._maxsize]:
-                self._kept.pop(oldest, None)
+        keep_latest(self._kept, key, kept, self._maxsize)
         return kept
 
     def _write(self, key: str, data: bytes, *, wanted_for: float) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from slotcache._checks import number_of_lists
+from slotcache._kept import keep_latest, number_of_lists
 from slotcache.availability import Availability
 from slotcache.codec import decode, encode
 from slotcache.errors import BackendError
@@ -159,11 +159,7 @@ class _Lists:
 
     def _keep(self, key: str, stamp: bytes, entry: Entry) -> None:
         """Have the next looks answered without sending and decoding it, and by one object."""
-        self._kept.pop(key, None)
-        self._kept[key] = _Kept(stamp, entry)
-        if len(self._kept) > self._maxsize:
-            for oldest in list(self._kept)[: -self._maxsize]:
-                self._kept.pop(oldest, None)
+        keep_latest(self._kept, key, _Kept(stamp, entry), self._maxsize)
 
 
 class RedisCache(_Lists):
