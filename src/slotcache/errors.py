@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendError",
     "Busy",
+    "CapacityTooLow",
     "HoldExpired",
     "HoldNotFound",
+    "IdempotencyConflict",
     "IllegalTransition",
     "SlotFull",
     "SlotNotFound",
@@ -82,6 +84,25 @@ class SlotFull(SlotcacheError):
         )
 
 
+class CapacityTooLow(SlotcacheError):
+    """More places are sold or promised than the slot would have. Nothing was changed.
+
+    Attributes:
+        slot_id: The slot.
+        requested: The capacity that was asked for.
+        lowest: The lowest that was possible at that instant.
+    """
+
+    def __init__(self, slot_id: SlotId, *, requested: int, lowest: int) -> None:
+        self.slot_id = slot_id
+        self.requested = requested
+        self.lowest = lowest
+        super().__init__(
+            f"slot {slot_id!r} cannot have a capacity of {requested}, {lowest} are sold or "
+            f"promised: set {lowest} or more, or cancel holds first"
+        )
+
+
 class HoldNotFound(SlotcacheError):
     """There is no hold with this id (it was never made, or it was purged).
 
@@ -106,6 +127,23 @@ class HoldExpired(SlotcacheError):
         self.hold_id = hold_id
         self.expires_at = expires_at
         super().__init__(f"hold {hold_id} expired at {expires_at.isoformat()}: create a new one")
+
+
+class IdempotencyConflict(SlotcacheError):
+    """The same owner used the key before, for another request. Nothing was changed.
+
+    Attributes:
+        idempotency_key: The key.
+        hold_id: The hold that was made under it.
+    """
+
+    def __init__(self, idempotency_key: str, *, hold_id: UUID) -> None:
+        self.idempotency_key = idempotency_key
+        self.hold_id = hold_id
+        super().__init__(
+            f"idempotency key {idempotency_key!r} has made hold {hold_id} for another slot or "
+            "quantity: a new request needs a new key"
+        )
 
 
 class IllegalTransition(SlotcacheError):

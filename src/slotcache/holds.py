@@ -2,103 +2,33 @@
 
 A manager checks what it is asked, hands the table one unit of work for one transaction, and
 runs the hook when that transaction is over. What a unit of work does to the rows is the
-table's: this module knows no SQL.
+table's (`ledger.py` is the port): this module knows no SQL.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 from uuid import UUID
 
-from slotcache.lifecycle import Hold
+from slotcache.ledger import Change, HoldRequest, HoldTable, Ledger
+from slotcache.lifecycle import Hold, HoldState
 from slotcache.policy import HoldPolicy, seconds
 from slotcache.protocols import InvalidationHook, Scope, SlotId
 
 __all__ = ["HoldManager"]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 _log = logging.getLogger("slotcache")
 
-_MAX_OWNER = 255
+_MAX_TEXT = 255
 _MAX_BATCH = 10_000
+_MAX_CAPACITY = 2**31 - 1
 _INT64 = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Generic[T_co]):
-    """What a unit of work came to.
-
-    Attributes:
-        value: The answer for the caller.
-        scopes: The scopes in which a hold or a slot changed state, each once. None at all: it
-            was a replay, and nothing was written that has to last.
-    """
-
-    value: T_co
-    scopes: tuple[Scope | None, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DueHold:
-    """A hold whose time is over, though nobody has written that down."""
-
-    id: UUID
-    slot_id: SlotId
-
-
-class Ledger(Protocol):
-    """The table inside one transaction. A refusal raises, and the transaction is rolled back."""
-
-    def create(
-        self, slot_id: SlotId, quantity: int, *, ttl: float, owner: str | None
-    ) -> Change[Hold]:
-        """Promise `quantity` places, if so many are free."""
-
-    def confirm(self, hold_id: UUID) -> Change[Hold]:
-        """Make the promise good."""
-
-    def cancel(self, hold_id: UUID) -> Change[Hold]:
-        """Take the promise, or the places sold under it, back."""
-
-    def get(self, hold_id: UUID) -> Hold:
-        """Return the hold as it is now."""
-
-    def due(self, limit: int) -> Sequence[DueHold]:
-        """Return the holds that are due the longest, locking nothing."""
-
-    def expire(self, due: Sequence[DueHold]) -> Change[int]:
-        """Write down those that are still due; return how many."""
-
-
-class HoldTable(Protocol):
-    """The private port between the managers and a table of holds."""
-
-    @property
-    def id_type(self) -> type[SlotId]:
-        """The type of its slot ids."""
-
-    def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
-        """Run work that changes nothing."""
-
-    def _transact(
-        self,
-        work: Callable[[Ledger], Change[T]],
-        changed: list[Scope | None],
-        *,
-        lock_wait: float,
-    ) -> T:
-        """Run work in one transaction and commit it; the connection is given back on return.
-
-        Before the commit is sent, the scopes of the change are added to `changed`; they are
-        removed again if the database says that it did not commit. So when this is left, by
-        whatever exit, `changed` holds what may have become visible to others (P8).
-        """
+_PURGED_AT_ONCE = 1_000
 
 
 class HoldManager:
@@ -159,6 +89,7 @@ class HoldManager:
         quantity: int = 1,
         *,
         ttl: float | None = None,
+        idempotency_key: str | None = None,
         owner: str | None = None,
     ) -> Hold:
         """Promise places to somebody for a while.
@@ -167,24 +98,29 @@ class HoldManager:
             slot_id: The slot, of the type that the table's ids have.
             quantity: How many places, at least 1.
             ttl: Seconds until the hold expires by itself; None: the policy's.
+            idempotency_key: Up to 255 characters that stand for this one wish of this owner, for
+                example the id of an order. However often it is sent, and by how many at once,
+                there is one hold (P7), until `purge` forgets it. A refusal is not remembered.
             owner: Whom it belongs to, up to 255 characters of your own choice.
 
         Returns:
-            The new hold, HELD.
+            The new hold, HELD; or the one that this key made before, as it is now (it may have
+            ended), `replayed`.
 
         Raises:
             SlotFull: Fewer places are free; it says how many.
             SlotNotFound: There is no such slot, or it is not open.
+            IdempotencyConflict: The owner used the key before, for another slot or quantity.
             Busy: The slot stayed locked for `lock_wait` seconds.
-            BackendError: The database failed.
+            BackendError: The database failed. If it is not known whether the hold was made, the
+                same call with the same idempotency key tells.
         """
         self._check_slot_id(slot_id)
         _check_count("quantity", quantity)
-        _check_owner(owner)
-        lasting = self._lasting(ttl)
-        return self._change(
-            lambda ledger: ledger.create(slot_id, quantity, ttl=lasting, owner=owner)
-        )
+        _check_text("owner", owner)
+        _check_text("idempotency_key", idempotency_key)
+        request = HoldRequest(slot_id, quantity, self._lasting(ttl), owner, idempotency_key)
+        return self._change(lambda ledger: ledger.create(request))
 
     def confirm(self, hold_id: UUID) -> Hold:
         """Make a live hold's places its owner's for good.
@@ -218,6 +154,29 @@ class HoldManager:
         _check_hold_id(hold_id)
         return self._change(lambda ledger: ledger.cancel(hold_id))
 
+    def extend(self, hold_id: UUID, ttl: float) -> Hold:
+        """Let a live hold last longer: never shorter, and no dead one lives again.
+
+        Args:
+            hold_id: The hold.
+            ttl: Seconds until it expires, counted from now. It ends at the policy's
+                `max_lifetime` after it was created all the same.
+
+        Returns:
+            The hold with its new end; `replayed` if it would not have ended later.
+
+        Raises:
+            HoldExpired: It ended before.
+            IllegalTransition: It was confirmed or cancelled.
+            HoldNotFound: There is no such hold.
+            Busy: The slot stayed locked for `lock_wait` seconds.
+            BackendError: The database failed.
+        """
+        _check_hold_id(hold_id)
+        lasting = seconds("ttl", ttl, above_zero=True)
+        longest = self._policy.max_lifetime
+        return self._change(lambda ledger: ledger.extend(hold_id, lasting, max_lifetime=longest))
+
     def get(self, hold_id: UUID) -> Hold:
         """Return a hold as it is now: EXPIRED from the instant at which it is due.
 
@@ -228,27 +187,102 @@ class HoldManager:
         _check_hold_id(hold_id)
         return self._read(lambda ledger: ledger.get(hold_id))
 
+    def find(
+        self,
+        *,
+        slot_id: SlotId | None = None,
+        owner: str | None = None,
+        state: HoldState | None = None,
+        limit: int = 100,
+    ) -> list[Hold]:
+        """Return the holds of a slot, of an owner, in a state, or any: the latest first.
+
+        Args:
+            slot_id: Only of this slot.
+            owner: Only of this owner.
+            state: Only in this state now; a hold that is due is EXPIRED.
+            limit: How many at most, from 1 to 10,000.
+
+        Returns:
+            New holds in a new list, by the time of their creation.
+
+        Raises:
+            BackendError: The database failed.
+        """
+        if slot_id is not None:
+            self._check_slot_id(slot_id)
+        _check_text("owner", owner)
+        if state is not None and not isinstance(state, HoldState):
+            raise TypeError(f"state must be a HoldState or None, not {state!r}")
+        _check_limit(limit)
+        return self._read(
+            lambda ledger: ledger.find(slot_id=slot_id, owner=owner, state=state, limit=limit)
+        )
+
+    def set_capacity(self, slot_id: SlotId, capacity: int) -> None:
+        """Make a slot larger or smaller, with as many places more or fewer to sell.
+
+        To close a slot, let the table's `where` exclude it.
+
+        Args:
+            slot_id: The slot, open or not.
+            capacity: How many places it shall have in all.
+
+        Raises:
+            CapacityTooLow: More than that is sold or promised; it says how low is possible now.
+            SlotNotFound: There is no such slot.
+            Busy: The slot stayed locked for `lock_wait` seconds.
+            BackendError: The database failed.
+        """
+        self._check_slot_id(slot_id)
+        _check_count("capacity", capacity, least=0)
+        if capacity > _MAX_CAPACITY:
+            raise ValueError(f"capacity must be at most {_MAX_CAPACITY}, not {capacity}")
+        self._change(lambda ledger: ledger.set_capacity(slot_id, capacity))
+
     def expire_due(self, limit: int = 500) -> int:
         """Write EXPIRED on holds that are due, those due the longest first.
 
         Due holds count as expired with or without it, and their places are free: it only keeps
-        the table tidy. Any number of processes may do it at once.
+        the table tidy. Any number of processes may do it at once: what one of them has in hand
+        the others leave out, where the database can do that.
 
         Args:
             limit: How many at most, from 1 to 10,000.
 
         Returns:
-            How many were written; fewer than `limit`: no more were due.
+            How many were written; fewer than `limit`: no more were due, or others are at it.
 
         Raises:
             Busy: Their slots stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_count("limit", limit)
-        if limit > _MAX_BATCH:
-            raise ValueError(f"limit must be at most {_MAX_BATCH}, not {limit}: call it repeatedly")
+        _check_limit(limit)
         due = self._read(lambda ledger: ledger.due(limit))
         return self._change(lambda ledger: ledger.expire(due)) if due else 0
+
+    def purge(self, older_than: float) -> int:
+        """Forget holds that were cancelled or have expired, and their idempotency keys.
+
+        Confirmed holds are sales, and stay. Those that are due have to be written down before, by
+        `expire_due`. It works in batches, each a transaction of its own.
+
+        Args:
+            older_than: Seconds since they ended, 0 or more. A key that is sent again later than
+                that makes a new hold.
+
+        Returns:
+            How many were forgotten.
+
+        Raises:
+            Busy: They stayed locked for `lock_wait` seconds; earlier batches are done.
+            BackendError: The database failed; earlier batches are done.
+        """
+        age = seconds("older_than", older_than, above_zero=False)
+        forgotten = 0
+        while batch := self._change(lambda ledger: ledger.purge(age, _PURGED_AT_ONCE)):
+            forgotten += batch
+        return forgotten
 
     def _read(self, work: Callable[[Ledger], T]) -> T:
         return self._slots._read(work, lock_wait=self._policy.lock_wait)
@@ -287,6 +321,8 @@ class HoldManager:
             )
         if isinstance(slot_id, int) and not -_INT64 <= slot_id < _INT64:
             raise ValueError(f"slot_id must be an int of 64 bits, not {slot_id}")
+        if isinstance(slot_id, str):
+            _check_storable("slot_id", slot_id)
 
     def _lasting(self, ttl: object) -> float:
         """Return the hold's life in seconds, checked against the longest allowed."""
@@ -320,19 +356,32 @@ def _check_hold_id(hold_id: object) -> None:
         raise TypeError(f"hold_id must be a UUID, not {hold_id!r}: write UUID(text) for a text")
 
 
-def _check_count(name: str, value: object) -> None:
+def _check_count(name: str, value: object, *, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, 1 or more, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
+        raise TypeError(f"{name} must be an int, {least} or more, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}")
 
 
-def _check_owner(owner: object) -> None:
-    if owner is None:
+def _check_limit(limit: object) -> None:
+    _check_count("limit", limit)
+    if isinstance(limit, int) and limit > _MAX_BATCH:
+        raise ValueError(f"limit must be at most {_MAX_BATCH}, not {limit}: call it repeatedly")
+
+
+def _check_text(name: str, value: object) -> None:
+    if value is None:
         return
-    if not isinstance(owner, str):
-        raise TypeError(f"owner must be a str or None, not {owner!r}: write str(owner)")
-    if not 1 <= len(owner) <= _MAX_OWNER:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str or None, not {value!r}: write str({name})")
+    if not 1 <= len(value) <= _MAX_TEXT:
         raise ValueError(
-            f"owner must have 1 to {_MAX_OWNER} characters, not {len(owner)}: write None for nobody"
+            f"{name} must have 1 to {_MAX_TEXT} characters, not {len(value)}: write None for none"
         )
+    _check_storable(name, value)
+
+
+def _check_storable(name: str, text: str) -> None:
+    """Refuse what PostgreSQL, or any encoding, has no room for: the same on every database."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} {text!r} has a NUL or half of a surrogate pair: leave it out")

@@ -31,6 +31,7 @@ TRANSITIONS: Mapping[tuple[HoldState, str], HoldState] = MappingProxyType(
     {
         (HoldState.HELD, "confirm"): HoldState.CONFIRMED,
         (HoldState.HELD, "cancel"): HoldState.CANCELLED,
+        (HoldState.HELD, "extend"): HoldState.HELD,
         (HoldState.HELD, "expire"): HoldState.EXPIRED,
         (HoldState.CONFIRMED, "confirm"): HoldState.CONFIRMED,
         (HoldState.CONFIRMED, "cancel"): HoldState.CANCELLED,
@@ -40,8 +41,9 @@ TRANSITIONS: Mapping[tuple[HoldState, str], HoldState] = MappingProxyType(
     }
 )
 """State and operation to the next state. What is not here is an `IllegalTransition` (confirming
-an expired hold: a `HoldExpired`). A move to the same state is a replay: nothing is changed and
-no hook runs (P7). A hold that is due counts as EXPIRED before anybody wrote it down."""
+or extending an expired hold: a `HoldExpired`). A move to the same state changes no list and runs
+no hook: it is a replay (P7), or `extend`, which moves the end alone. A hold that is due counts as
+EXPIRED before anybody wrote it down."""
 
 
 @dataclass(frozen=True, slots=True)

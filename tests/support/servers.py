@@ -1,4 +1,4 @@
-"""Real servers that speak Redis's protocol: started, halted, killed, and never left behind.
+"""Real servers, started, halted, killed, and never left behind; here, those that speak as Redis.
 
 Nothing of the library is used here, nor the client that it uses: a server has to be reached when
 these do not work.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import select
+import shlex
 import shutil
 import signal
 import socket
@@ -22,19 +24,122 @@ from urllib.parse import urlsplit
 
 from tests.support.threads import PATIENCE
 
-# Starts the server and waits for its end. Standard input is a pipe from the process that wants
-# the server: when that ends, however it ends, the pipe is at its end, and so are server and folder.
-_WATCHDOG = """
-    exec 3<&0 2>"$0/log"
-    "$@" 3<&- </dev/null >&2 &
-    server=$!
-    { read -r _; rm -rf "$0"; kill -KILL $server; } <&3 >/dev/null &
-    watch=$!
-    echo $server
-    exec 3<&- >&-
-    wait $server
-    kill $watch
+NOBODY = 65534
+
+# Runs each command that it reads, and waits for its end. Standard input is a pipe from the process
+# that wants the server: when that ends, however it ends, the pipe is at its end, and so are server
+# and folder. Who is told the status may write the next command: nobody else reads by then.
+_KEEPER = """
+    trap : PIPE
+    exec 3<&0 2>>"$0/log"
+    while IFS= read -r command <&3; do
+        eval "exec $command" 3<&- >&2 &
+        server=$!
+        { read -r _; kill -s $1 $server; kill -s CONT $server; } <&3 >/dev/null &
+        guard=$!
+        echo $server
+        wait $server
+        status=$?
+        kill $guard
+        wait $guard 2>/dev/null
+        echo $status
+    done
+    rm -rf "$0"
 """
+
+
+class Keeper:
+    """Keeps a folder, and a server that runs in it; both go at the latest when this process does.
+
+    Args:
+        name: A word for the folder's name.
+        unprivileged: Whether folder and server shall be nobody's, if we are root.
+        signal: What ends the server.
+        libraries: Where it looks for libraries before it asks the system.
+
+    Attributes:
+        folder: For all that the server writes. What it says is in the file "log".
+        pid: The server's own; none before it is started and after one has waited for its end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        unprivileged: bool = False,
+        signal: str = "KILL",
+        libraries: str | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"slotcache-{name}-"))
+        self._is_nobodys = unprivileged and os.geteuid() == 0
+        user: dict[str, Any] = {}
+        if self._is_nobodys:
+            user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        self.hand_over(self.folder)
+        environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+        if libraries:
+            environment["LD_LIBRARY_PATH"] = libraries
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER, self.folder, signal],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=self.folder,
+            start_new_session=True,
+            **user,
+        )
+        self.pid: int | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a server that has not ended."""
+        if self.pid is None:
+            return False
+        assert self._shell.stdout is not None
+        status_has_come, _, _ = select.select([self._shell.stdout], [], [], 0)
+        return not status_has_come
+
+    @property
+    def log(self) -> str:
+        """The end of what the server has said."""
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
+
+    def start(self, *command: str | Path, stdin: str | Path = os.devnull) -> int:
+        """Start a server; return its pid."""
+        assert not self.is_running, "one is running"
+        if self.pid is not None:
+            self.wait()
+        line = f"{shlex.join(map(str, command))} <{shlex.quote(str(stdin))}\n"
+        assert self._shell.stdin is not None
+        self._shell.stdin.write(line.encode())
+        self.pid = self._read()
+        return self.pid
+
+    def wait(self) -> int:
+        """Wait for the end of the server; return its exit status."""
+        status = self._read()
+        self.pid = None
+        return status
+
+    def run(self, *command: str | Path, stdin: str | Path = os.devnull) -> None:
+        """Run something that ends by itself, and well."""
+        self.start(*command, stdin=stdin)
+        assert self.wait() == 0, f"{command[0]} failed\n{self.log}"
+
+    def hand_over(self, *paths: Path) -> None:
+        """Make the server's own what we have put into its folder."""
+        if self._is_nobodys:
+            for path in paths:
+                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+    def close(self) -> None:
+        """End everything, and wait for that."""
+        self._shell.communicate()
+
+    def _read(self) -> int:
+        assert self._shell.stdout is not None
+        return int(self._shell.stdout.readline())
 
 
 def find_redis() -> str | None:
@@ -123,7 +228,7 @@ class RedisServer(Server):
     def __init__(self, *options: str, password: str | None = None) -> None:
         self._options = [*options, *(("--requirepass", password) if password else ())]
         self._credentials = f":{password}@" if password else ""
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._keeper: Keeper | None = None
         self._move_to(free_port())
 
     def start(self) -> None:
@@ -136,15 +241,9 @@ class RedisServer(Server):
 
     def kill(self) -> None:
         """End it at once, wherever it is (SIGKILL); its port refuses from now on."""
-        watchdog = self._watchdog
-        if watchdog is None:
-            return
-        self._watchdog = None
-        if watchdog.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-        watchdog.wait(PATIENCE)
-        watchdog.communicate()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
 
     def restart(self) -> None:
         """Kill it and start it on the same port."""
@@ -154,8 +253,7 @@ class RedisServer(Server):
     def stop_answering(self) -> None:
         """Have the system stop it (SIGSTOP): connections open, and nothing comes back."""
         os.kill(self.pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{self.pid}/stat")
-        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it did not stop")
+        until(lambda: process_state(self.pid)[0] == "T", "it did not stop")
 
     def go_on(self) -> None:
         """Have the system let it go on."""
@@ -176,33 +274,25 @@ class RedisServer(Server):
         super().__init__(f"redis://{self._credentials}127.0.0.1:{port}")
 
     def _launch(self) -> None:
-        assert self._watchdog is None, "it is running"
+        assert self._keeper is None, "it is running"
         binary = find_redis()
         assert binary is not None, "there is no server to start"
-        self._folder = Path(tempfile.mkdtemp(prefix="slotcache-redis-"))
-        here = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        self._keeper = keeper = Keeper("redis")
+        here = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(keeper.folder)]
         lasting = ["--save", "", "--appendonly", "no"]
-        self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, self._folder, binary, *here, *lasting, *self._options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-            start_new_session=True,
-        )
-        assert self._watchdog.stdout is not None
-        self.pid = int(self._watchdog.stdout.readline())
+        self.pid = keeper.start(binary, *here, *lasting, *self._options)
         try:
             until(self._is_ready, "it does not answer")
         except BaseException as error:
-            log = (self._folder / "log").read_text(errors="replace")
+            log = keeper.log
             self.kill()
             if "Address already in use" in log:
-                raise PortTaken(log[-2000:]) from None
-            raise AssertionError(f"{binary} did not start: {error}\n{log[-2000:]}") from error
+                raise PortTaken(log) from None
+            raise AssertionError(f"{binary} did not start: {error}\n{log}") from error
 
     def _is_ready(self) -> bool:
-        assert self._watchdog is not None
-        assert self._watchdog.poll() is None, "it has ended"
+        assert self._keeper is not None
+        assert self._keeper.is_running, "it has ended"
         try:
             # Not just any answer: another server may have taken the port.
             about = self.command("INFO", "server", timeout=1)
@@ -263,6 +353,11 @@ def read_reply(stream: BinaryIO) -> Any:
     if len(bulk) < number + 2:
         raise ConnectionError("the server hung up")
     return bulk[:-2]
+
+
+def process_state(pid: int) -> list[str]:
+    """Return what the system says of a process: its state, its parent, and more."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def until(condition: Callable[[], bool], complaint: str) -> None:

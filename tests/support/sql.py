@@ -7,33 +7,68 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
 from slotcache.sql import SqlSlots
 
-KINDS = ("file", "memory", "given")
+ON_SQLITE = ("file", "memory", "given")
 """A SQLite file on our own engine, a database in memory, a file on a plain engine given to us."""
+
+ON_SERVERS = ("postgres", "mariadb")
+
+KINDS = (*ON_SQLITE, *ON_SERVERS)
+
+CLAIMS = ("counted", "on_hold")
+
+EACH = [(kind, claim) for kind in ("memory", *ON_SERVERS) for claim in CLAIMS] + [
+    ("file", "counted"),
+    ("given", "on_hold"),
+]
+"""Every database with every claim."""
+
+Place: TypeAlias = Path | str
+"""Where a table is: the folder of a file, or the URL of a database on a server."""
 
 
 @contextmanager
 def opened(
-    kind: str, folder: Path, *, table: type[SqlSlots] = SqlSlots, **options: Any
+    kind: str, place: Place, *, table: type[SqlSlots] = SqlSlots, **options: Any
 ) -> Iterator[SqlSlots]:
-    """A new, empty table, closed at the end."""
-    if kind in ("given", "deferred"):
-        engine = sa.create_engine(f"sqlite:///{folder / 'slots.db'}")
-        if kind == "deferred":
-            begin_deferred(engine)
-        slots = table(engine, **options)
-    else:
-        slots = table.sqlite(folder / "slots.db" if kind == "file" else ":memory:", **options)
-        engine = slots.engine
-    with slots:
-        slots.create_tables()
-        yield slots
+    """An empty table, closed at the end."""
+    with engine_for(kind, place) as engine:
+        if engine is None:
+            path = ":memory:" if kind == "memory" else Path(place) / "slots.db"
+            slots = table.sqlite(path, **options)
+        else:
+            slots = table(engine, **options)
+        with slots:
+            slots.create_tables()
+            if kind in ON_SERVERS:
+                empty(slots)
+            yield slots
+
+
+@contextmanager
+def engine_for(kind: str, place: Place, **options: Any) -> Iterator[sa.Engine | None]:
+    """An engine as a user would make it; None: the library makes one."""
+    if kind in ("file", "memory"):
+        yield None
+        return
+    url = str(place) if kind in ON_SERVERS else f"sqlite:///{Path(place) / 'slots.db'}"
+    engine = sa.create_engine(url, **options)
+    if kind == "deferred":
+        begin_deferred(engine)
+    yield engine
     engine.dispose()
+
+
+def empty(slots: SqlSlots) -> None:
+    """Delete all rows: faster than a new database."""
+    with slots.engine.begin() as connection:
+        for name in ("slot_hold_keys", "slot_holds", "slots"):
+            connection.exec_driver_sql(f"DELETE FROM {name}")
 
 
 def begin_deferred(engine: sa.Engine) -> None:
@@ -67,10 +102,11 @@ def check_books(slots: SqlSlots) -> None:
                    WHERE h.slot_id = s.slot_id AND state = 'held')
            FROM slots s""",
     )
-    for slot_id, capacity, remaining, sold, promised in rows:
+    for slot_id, capacity, remaining, sold, held in rows:
+        taken_off = sold if slots._claim.counts_holds else sold + held
         assert 0 <= remaining <= capacity, f"slot {slot_id}"
-        assert sold == capacity - remaining, f"slot {slot_id}: the books do not balance"
-        assert sold + promised <= capacity, f"slot {slot_id} is oversold"
+        assert taken_off == capacity - remaining, f"slot {slot_id}: the books do not balance"
+        assert sold + held <= capacity, f"slot {slot_id} is oversold"
 
 
 def free(slots: SqlSlots, slot_id: Any) -> int:

@@ -11,7 +11,7 @@ from time import monotonic, sleep
 import sqlalchemy as sa
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-__all__ = ["READS_ONLY", "check_engine", "engine_in_memory", "engine_on"]
+__all__ = ["READS_ONLY", "check_sqlite", "engine_in_memory", "engine_on"]
 
 READS_ONLY = "slotcache_reads_only"
 """The execution option of a transaction that needs no lock."""
@@ -40,12 +40,8 @@ def engine_in_memory() -> tuple[sa.Engine, sqlite3.Connection]:
     return _engine(sa.URL.create("sqlite+pysqlite", database=name, query=query)), keeper
 
 
-def check_engine(engine: sa.Engine) -> None:
+def check_sqlite(engine: sa.Engine) -> None:
     """Refuse an engine on which nothing can be promised, saying what to write instead."""
-    if not isinstance(engine, sa.Engine):
-        raise TypeError(f"engine must be a sqlalchemy.Engine, not {engine!r}")
-    if engine.dialect.name != "sqlite":
-        raise ValueError(f"only SQLite is supported so far, not {engine.dialect.name}")
     in_memory = ":memory:" in str(engine.url.database) or engine.url.query.get("mode") == "memory"
     if in_memory or isinstance(engine.pool, StaticPool | SingletonThreadPool):
         raise ValueError(

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from slotcache._fork import forget_after_fork
 from slotcache.availability import Availability, Scope
 from slotcache.protocols import Loaded
+from slotcache.sql.database import Database
 from slotcache.sql.statements import Statements
 from slotcache.sql.turns import Turns
 
@@ -29,20 +30,14 @@ class ListReader:
     a list could be older than the look before it (P1).
 
     Args:
-        engine: Where to connect to; its connect listeners apply, its pool is left alone.
+        database: Where to connect to; the connect listeners of its engine apply, the pool of that
+            is left alone.
         statements: The statements of its table.
-        now: Reads the time.
     """
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        statements: Statements,
-        *,
-        now: Callable[[sa.Connection], datetime],
-    ) -> None:
-        self._source = engine
-        self._now = now
+    def __init__(self, database: Database, statements: Statements) -> None:
+        self._database = database
+        self._binds_time = statements.binds_time
         self._whole = statements.list_of(scoped=False)
         self._scoped = statements.list_of(scoped=True)
         self._engine: sa.Engine | None = None
@@ -91,23 +86,22 @@ class ListReader:
 
     def _load(self, scope: Scope | None) -> Loaded:
         if self._engine is None:
-            source = self._source
-            self._engine = sa.Engine(source.pool.recreate(), source.dialect, source.url)
+            self._engine = self._database.list_engine()
         statement = self._whole if scope is None else self._scoped
         with self._engine.connect() as connection:
-            parameters: dict[str, object] = {"p_now": self._now(connection)}
-            if scope is not None:
-                parameters["p_scope"] = scope
+            parameters: dict[str, object] = {} if scope is None else {"p_scope": scope}
+            if self._binds_time:
+                parameters["p_now"] = self._database.now(connection)
             columns = _columns(connection, statement, parameters)
-            loaded_at = self._now(connection)
-        ids, capacities, free, ends, *other_spellings = columns
+            ids, capacities, free, ends, *other_spellings = columns
+            next_end = min(filter(None, ends.values), default=None)
+            valid_for = None
+            if next_end is not None:
+                valid_for = _seconds_until(ends.one(next_end), self._database.now(connection))
         for column in other_spellings:
             _check_spelling(scope, column.values)
         availability = Availability._of_columns(ids.all(), capacities.all(), free.all())
-        next_end = min(filter(None, ends.values), default=None)
-        if next_end is None:
-            return Loaded(availability)
-        return Loaded(availability, _seconds_until(ends.one(next_end), loaded_at))
+        return Loaded(availability, valid_for)
 
 
 class _Column(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,32 +15,39 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from slotcache.availability import Scope, SlotId, refused_scope
-from slotcache.holds import Change, Ledger
+from slotcache.ledger import Change, Ledger
 from slotcache.policy import HoldPolicy
 from slotcache.protocols import Clock, Loaded
+from slotcache.sql.claims import CLAIMS
+from slotcache.sql.columns import MYSQL
+from slotcache.sql.database import Database, TryAgain
 from slotcache.sql.engines import engine_in_memory, engine_on
 from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.reader import ListReader
 from slotcache.sql.rows import SlotRow, rows_to_insert
+from slotcache.sql.servers import Mysql, Postgres
 from slotcache.sql.sqlite import Sqlite
 from slotcache.sql.statements import Statements
-from slotcache.sql.tables import ColumnNames, holds_of, map_slots, shipped_slots
+from slotcache.sql.tables import ColumnNames, holds_of, keys_of, map_slots, shipped_slots
 
 __all__ = ["SqlSlots"]
 
 T = TypeVar("T")
 
 _LOT = 1_000
+_TRIES = 5
 
 
 class SqlSlots:
     """A table of slots and the holds on it: a `SlotRepository`, and what a `HoldManager` needs.
 
     Make one for each table when the application starts, and use it from all threads. It reads
-    lists on one connection of its own; everything else uses the engine's pool.
+    lists on one connection of its own; everything else uses the engine's pool. Its transactions
+    are READ COMMITTED, whatever the engine's default.
 
     Args:
-        engine: A SQLAlchemy engine on a SQLite file. It is not changed, and never closed.
+        engine: A SQLAlchemy engine on PostgreSQL, MariaDB (10.6 or later), MySQL 8 (not tested)
+            or a SQLite file. It is not changed, and never closed.
         slots: Your table or mapped class; None: the shipped table `slots`.
         columns: Our names (`slot_id`, `capacity`, `remaining`, `scope`) to yours: names,
             columns or mapped attributes. What is missing is called as here; a table without a
@@ -47,13 +55,19 @@ class SqlSlots:
         where: A condition on the slots (open, not deleted, not past) that the list and
             `HoldManager.create` obey. A plain value in it stays what it is now: for the time
             write `bindparam("at", callable_=now)`, which asks `now` at each statement.
+        claim: What `remaining` is. "counted": the places that are not sold; live holds are
+            counted, and one that expires gives its places back without a write. "on_hold": the
+            places that are neither sold nor on hold, for code of yours that reads the column; a
+            hold that expires gives its places back when somebody notices. All who use a table
+            have to say the same.
         id_type: The type of the ids of the shipped table: int, str or UUID. A table of yours
             has its own.
         clock: The time for tests, read as Unix seconds; None: the database's clock.
 
     Raises:
         TypeError: A column holds a type that ids or scopes cannot have.
-        ValueError: A column is missing; or nothing can be promised on that engine.
+        ValueError: A column is missing; there is no such claim; or nothing can be promised on
+            that engine.
 
     Examples:
         >>> from slotcache.sql import SqlSlots
@@ -74,19 +88,25 @@ class SqlSlots:
         slots: sa.Table | type[Any] | None = None,
         columns: ColumnNames | None = None,
         where: sa.ColumnExpressionArgument[bool] | None = None,
+        claim: str = "counted",
         id_type: type[SlotId] = int,
         clock: Clock | None = None,
     ) -> None:
+        if claim not in CLAIMS:
+            raise ValueError(f"claim must be one of {', '.join(CLAIMS)}, not {claim!r}")
         self._engine = engine
-        self._database = Sqlite(engine, clock=clock)
+        self._claim = CLAIMS[claim]
+        self._database = _database_of(engine)(engine, clock=clock)
         table = shipped_slots(id_type) if slots is None else slots
         self._slots = map_slots(table, columns, where)
         self._holds = holds_of(self._slots)
-        self._shipped = [self._slots.table, self._holds] if slots is None else [self._holds]
+        keys = keys_of(self._holds)
+        ours = [] if slots is not None else [self._slots.table]
+        self._shipped = [*ours, self._holds, keys]
         self._statements = Statements(
-            self._slots, self._holds, exact_collation=self._database.exact_collation
+            self._slots, self._holds, keys, claim=self._claim, database=self._database
         )
-        self._lists = ListReader(engine, self._statements, now=self._database.now)
+        self._lists = ListReader(self._database, self._statements)
         # For tests and scripts, which close nothing. Not at exit, where a load may be running.
         weakref.finalize(self, _close_if_free, self._lists, self._database).atexit = False
 
@@ -98,6 +118,7 @@ class SqlSlots:
         slots: sa.Table | type[Any] | None = None,
         columns: ColumnNames | None = None,
         where: sa.ColumnExpressionArgument[bool] | None = None,
+        claim: str = "counted",
         id_type: type[SlotId] = int,
         clock: Clock | None = None,
     ) -> Self:
@@ -112,18 +133,26 @@ class SqlSlots:
             slots: As for the class; the other arguments too.
             columns: As for the class.
             where: As for the class.
+            claim: As for the class.
             id_type: As for the class.
             clock: As for the class.
         """
         engine, keeper = engine_in_memory() if path == ":memory:" else (engine_on(path), None)
         try:
             made = cls(
-                engine, slots=slots, columns=columns, where=where, id_type=id_type, clock=clock
+                engine,
+                slots=slots,
+                columns=columns,
+                where=where,
+                claim=claim,
+                id_type=id_type,
+                clock=clock,
             )
         except BaseException:
             if keeper is not None:
                 keeper.close()
             raise
+        assert isinstance(made._database, Sqlite)
         made._database.own(keeper)
         return made
 
@@ -149,16 +178,20 @@ class SqlSlots:
     def create_tables(self) -> None:
         """Create the shipped tables that do not exist yet; a table of yours is left to you.
 
+        Any number of processes may do it at once.
+
         Raises:
-            Busy: Others wrote to the database for too long.
+            Busy: Others wrote to the database, or created tables, for too long.
             BackendError: The database failed.
         """
-        with self._database.writing(HoldPolicy().lock_wait) as connection:
-            for table in self._shipped:
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in _indexes(table):
-                    connection.execute(CreateIndex(index, if_not_exists=True))
-            connection.commit()
+
+        def once() -> None:
+            with self._database.creating(HoldPolicy().lock_wait) as connection:
+                for table in self._shipped:
+                    table.create(connection, checkfirst=True)
+                connection.commit()
+
+        _tried_again(once)
 
     def ddl(self) -> str:
         """Return the SQL that makes the shipped tables, for a migration tool of your own."""
@@ -188,14 +221,18 @@ class SqlSlots:
         inserted = rows_to_insert(self._slots, rows, scope)
         if not inserted:
             return
-        with self._database.writing(HoldPolicy().lock_wait) as connection:
-            try:
-                connection.execute(sa.insert(self._slots.table), inserted)
-            except IntegrityError:
-                connection.rollback()
-                self._refuse_existing(connection, inserted)
-                raise
-            connection.commit()
+
+        def once() -> None:
+            with self._database.writing(HoldPolicy().lock_wait) as connection:
+                try:
+                    connection.execute(sa.insert(self._slots.table), inserted)
+                except IntegrityError:
+                    connection.rollback()
+                    self._refuse_existing(connection, inserted)
+                    raise
+                connection.commit()
+
+        _tried_again(once)
 
     def load(self, scope: Scope | None = None) -> Loaded:
         """Read the list of one scope, or of the whole table, as last committed.
@@ -233,8 +270,11 @@ class SqlSlots:
         self.close()
 
     def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
-        with self._database.reading(lock_wait) as connection:
-            return work(self._ledger_on(connection))
+        def once() -> T:
+            with self._database.reading(lock_wait) as connection:
+                return work(self._ledger_on(connection))
+
+        return _tried_again(once)
 
     def _transact(
         self,
@@ -243,15 +283,23 @@ class SqlSlots:
         *,
         lock_wait: float,
     ) -> T:
-        with self._database.writing(lock_wait) as connection:
-            change = work(self._ledger_on(connection))
-            if change.scopes:
-                self._database.commit(connection, change.scopes, changed)
-            return change.value
+        def once() -> T:
+            with self._database.writing(lock_wait) as connection:
+                change = work(self._ledger_on(connection))
+                if change.scopes is not None:
+                    self._database.commit(connection, change.scopes, changed)
+                return change.value
+
+        return _tried_again(once)
 
     def _ledger_on(self, connection: sa.Connection) -> SqlLedger:
         return self._ledger(
-            connection, self._statements, now=self._database.now, new_id=self._new_id
+            connection,
+            self._statements,
+            claim=self._claim,
+            skips_locked=self._database.skips_locked,
+            now=self._database.now,
+            new_id=self._new_id,
         )
 
     def _check_scope(self, scope: Scope | None) -> None:
@@ -270,10 +318,35 @@ class SqlSlots:
                 raise ValueError(f"slot {existing!r} exists already: no slot was added")
 
 
+def _database_of(engine: object) -> type[Database]:
+    if not isinstance(engine, sa.Engine):
+        raise TypeError(f"engine must be a sqlalchemy.Engine, not {engine!r}")
+    name = engine.dialect.name
+    kinds: Mapping[str, type[Database]] = {
+        "sqlite": Sqlite,
+        "postgresql": Postgres,
+        **dict.fromkeys(MYSQL, Mysql),
+    }
+    if name not in kinds:
+        raise ValueError(f"slotcache runs on {', '.join(kinds)}, not on {name}")
+    return kinds[name]
+
+
+def _tried_again(once: Callable[[], T]) -> T:
+    """Do it, and again if others made the database give it up: its locks are in order by then."""
+    for _ in range(_TRIES - 1):
+        with suppress(TryAgain):
+            return once()
+    try:
+        return once()
+    except TryAgain as last:
+        raise last.otherwise from last.__cause__
+
+
 def _indexes(table: sa.Table) -> list[sa.Index]:
     return sorted(table.indexes, key=lambda index: str(index.name))
 
 
-def _close_if_free(lists: ListReader, database: Sqlite) -> None:
+def _close_if_free(lists: ListReader, database: Database) -> None:
     lists.close_if_free()
     database.close_if_free()

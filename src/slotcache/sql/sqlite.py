@@ -10,19 +10,20 @@ from time import monotonic
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from slotcache._fork import forget_after_fork
-from slotcache.errors import BackendError, Busy
-from slotcache.protocols import Clock, Scope
-from slotcache.sql.engines import READS_ONLY, check_engine
+from slotcache.errors import Busy
+from slotcache.protocols import Clock
+from slotcache.sql.database import Database
+from slotcache.sql.engines import READS_ONLY, check_sqlite
 from slotcache.sql.turns import Turns
 
 __all__ = ["Sqlite"]
 
 
-class Sqlite:
+class Sqlite(Database):
     """Transactions on a SQLite database, through an engine of ours or a given one.
 
     SQLite lets one connection write at a time and has the others poll for their turn, which
@@ -34,12 +35,11 @@ class Sqlite:
         clock: The time for tests, as Unix seconds; None: the database's.
     """
 
-    exact_collation = "BINARY"
+    skips_locked = False
 
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
-        check_engine(engine)
-        self._engine = engine
-        self._clock = clock
+        check_sqlite(engine)
+        super().__init__(engine, clock=clock)
         self._owned = False
         self._keeper: sqlite3.Connection | None = None
         self._abandoned: list[object] = []
@@ -92,7 +92,7 @@ class Sqlite:
             raise Busy(waited=lock_wait)
         try:
             with (
-                _translated(lock_wait),
+                self._translated(lock_wait),
                 self._engine.connect() as connection,
                 _patience(connection, deadline - monotonic()),
             ):
@@ -114,64 +114,47 @@ class Sqlite:
             if not is_there:
                 raise Busy(waited=lock_wait)
             with (
-                _translated(lock_wait),
+                self._translated(lock_wait),
                 self._engine.connect() as connection,
                 _patience(connection, lock_wait),
             ):
                 yield connection.execution_options(**{READS_ONLY: True})
 
-    def commit(
-        self,
-        connection: sa.Connection,
-        scopes: tuple[Scope | None, ...],
-        changed: list[Scope | None],
-    ) -> None:
-        """Commit; `changed` then holds the scopes in which others may see something new.
+    @contextmanager
+    def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """Nobody else writes at all."""
+        with self.writing(lock_wait) as connection:
+            yield connection
 
-        They are in it before the database is asked, since its answer may be lost (P8).
-        """
-        changed.extend(scopes)
-        try:
-            connection.commit()
-        except BaseException as error:
-            # SQLAlchemy would hand the connection to its next user with this transaction open.
-            connection.invalidate()
-            if _says_no(error):
-                changed.clear()
-            raise
+    def clock(self) -> None:
+        """SQLite runs in this process: Python's clock is the database's."""
 
-    def now(self, connection: sa.Connection) -> datetime:  # noqa: ARG002  (a server is asked)
-        """Read the time. SQLite runs in this process: Python's clock is the database's."""
-        if self._clock is None:
-            return datetime.now(UTC)
-        return datetime.fromtimestamp(self._clock.now(), UTC)
+    def now(self, connection: sa.Connection) -> datetime:
+        """Read the time."""
+        return datetime.now(UTC) if self._clock is None else super().now(connection)
 
+    def is_spelled(
+        self, column: sa.ColumnElement[Any], text: sa.ColumnElement[Any]
+    ) -> sa.ColumnElement[bool]:
+        """A column may have the collation NOCASE."""
+        return sa.collate(column, "BINARY") == text
 
-@contextmanager
-def _translated(lock_wait: float) -> Iterator[None]:
-    """Say in slotcache's words what the database raises."""
-    try:
-        yield
-    except DBAPIError as error:
-        if _is_busy(error):
-            raise Busy(waited=lock_wait) from error
-        hint = ": create_tables() makes it" if "no such table" in str(error.orig) else ""
-        raise BackendError(f"the database failed: {error.orig}{hint}") from error
-    except PoolTimeoutError as error:
-        raise BackendError(f"the engine had no connection to spare: {error}") from error
+    def insert_unless_there(self, table: sa.Table) -> sa.Insert:
+        """As PostgreSQL has it."""
+        return insert(table).on_conflict_do_nothing()
 
+    def _is_busy(self, error: DBAPIError) -> bool:
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
-def _is_busy(error: DBAPIError) -> bool:
-    """Whether the lock was not to be had in time."""
-    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    def _was_overtaken(self, error: DBAPIError) -> bool:  # noqa: ARG002
+        return False  # who has the lock is alone
 
+    def _says_no(self, error: DBAPIError) -> bool:
+        return self._is_busy(error) or isinstance(error.orig, sqlite3.IntegrityError)
 
-def _says_no(error: BaseException) -> bool:
-    """Whether a COMMIT that failed so certainly did not happen."""
-    if not isinstance(error, DBAPIError):
-        return False
-    return _is_busy(error) or isinstance(error.orig, sqlite3.IntegrityError)
+    def _lacks_a_table(self, error: DBAPIError) -> bool:
+        return "no such table" in str(error.orig)
 
 
 @contextmanager

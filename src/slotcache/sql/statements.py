@@ -7,37 +7,59 @@ from typing import Any
 import sqlalchemy as sa
 
 from slotcache.lifecycle import HoldState
-from slotcache.sql.tables import HELD, Instant, SlotColumns
+from slotcache.sql.claims import Claim
+from slotcache.sql.columns import Instant
+from slotcache.sql.database import Database
+from slotcache.sql.tables import HELD, SlotColumns
 
 __all__ = ["Statements"]
 
 
 class Statements:
-    """The statements over one table of slots and its holds.
+    """The statements over one table of slots, its holds, and their idempotency keys.
 
     Their parameters begin with `p_`, so that a `where` may bind names of its own. Two rules:
     what locks a slot row writes it, and nothing that locks also counts (a sub-query in a locking
     statement may be evaluated on the snapshot from before the wait).
 
+    Those that read also tell the time, all parts of one statement the same. Those that write are
+    given it.
+
     Args:
         slots: The table of slots.
         holds: The table of holds on them.
-        exact_collation: The collation under which only equal text is equal.
+        keys: The table of idempotency keys.
+        claim: How the column `remaining` is kept.
+        database: For what each database says in its own way.
     """
 
-    def __init__(self, slots: SlotColumns, holds: sa.Table, *, exact_collation: str) -> None:
+    def __init__(
+        self,
+        slots: SlotColumns,
+        holds: sa.Table,
+        keys: sa.Table,
+        *,
+        claim: Claim,
+        database: Database,
+    ) -> None:
         self._slots = slots
         self._holds = holds.c
-        self._exact_collation = exact_collation
+        self._claim = claim
+        self._database = database
         self._slot = sa.bindparam("p_slot", type_=slots.slot_id.type)
         self._hold = sa.bindparam("p_hold", type_=holds.c.id.type)
-        self._now = sa.bindparam("p_now", type_=Instant())
+        self._given_time = sa.bindparam("p_now", type_=Instant())
+        clock = database.clock()
+        self._time = self._given_time if clock is None else clock
+        self.binds_time = clock is None
         if slots.scope is not None:
             self._listed_scope = sa.bindparam("p_scope", type_=slots.scope.type)
         self._write_slot(holds)
         self._write_holds(holds)
+        self._write_keys(keys)
+        self._purge(holds, keys)
         self.count = self._count()
-        self.find = self._find()
+        self.get = self._holds_found().where(self._holds.id == self._hold)
 
     def _write_slot(self, holds: sa.Table) -> None:
         slots = self._slots
@@ -45,25 +67,52 @@ class Statements:
         slot_of_hold = sa.select(holds.c.slot_id).where(holds.c.id == self._hold)
         this_slot = slots.slot_id == self._slot
         self.lock = touch.where(this_slot)
-        self.lock_open = self.lock if slots.where is None else self.lock.where(slots.where)
         self.lock_slot_of = touch.where(slots.slot_id == slot_of_hold.scalar_subquery())
+        slot_ids = sa.bindparam("p_slots", type_=slots.slot_id.type, expanding=True)
+        self.lock_those_free = (
+            sa.select(slots.slot_id)
+            .where(slots.slot_id.in_(slot_ids))
+            .order_by(slots.slot_id)
+            .with_for_update(skip_locked=True)
+        )
         places = slots.remaining + sa.bindparam("p_places", type_=sa.Integer())
         self.add_places = (
             sa.update(slots.table)
             .where(this_slot, places.between(0, slots.capacity))
             .values({slots.remaining: places})
         )
+        self.fill_up = (
+            sa.update(slots.table).where(this_slot).values({slots.remaining: slots.capacity})
+        )
+        capacity = sa.bindparam("p_capacity", type_=sa.Integer())
+        # In this order: MySQL's second assignment sees what the first has written.
+        self.resize = (
+            sa.update(slots.table)
+            .where(this_slot)
+            .ordered_values(
+                (slots.remaining, slots.remaining + (capacity - slots.capacity)),
+                (slots.capacity, capacity),
+            )
+        )
 
     def _write_holds(self, holds: sa.Table) -> None:
-        expired = sa.update(holds).values(state=HoldState.EXPIRED.value)
         ids = sa.bindparam("p_holds", type_=holds.c.id.type, expanding=True)
+        is_due = holds.c.state == HELD, holds.c.expires_at <= self._given_time
+        expired = sa.update(holds).values(
+            state=HoldState.EXPIRED.value, ended_at=holds.c.expires_at
+        )
         self.insert = sa.insert(holds)
         self.move = (
             sa.update(holds)
             .where(holds.c.id == self._hold, holds.c.state == sa.bindparam("p_from"))
-            .values(state=sa.bindparam("p_to"))
+            .values(state=sa.bindparam("p_to"), ended_at=sa.bindparam("p_ended", type_=Instant()))
         )
-        self.expire_due_of = expired.where(holds.c.slot_id == self._slot, *self._due_holds())
+        self.extend = (
+            sa.update(holds)
+            .where(holds.c.id == self._hold, holds.c.state == HELD)
+            .values(expires_at=sa.bindparam("p_until", type_=Instant()))
+        )
+        self.expire_due_of = expired.where(holds.c.slot_id == self._slot, *is_due)
         self.expire = expired.where(holds.c.id.in_(ids))
         self.due = (
             sa.select(holds.c.id, holds.c.slot_id)
@@ -72,30 +121,78 @@ class Statements:
             .limit(sa.bindparam("p_limit", type_=sa.Integer()))
         )
         self.still_due = (
-            sa.select(holds.c.id, self._scope())
+            sa.select(holds.c.id, holds.c.slot_id, holds.c.quantity, self._scope())
             .join_from(holds, self._slots.table, holds.c.slot_id == self._slots.slot_id)
             .where(holds.c.id.in_(ids), *self._due_holds())
         )
 
+    def _write_keys(self, keys: sa.Table) -> None:
+        insert_key = self._database.insert_unless_there(keys)
+        self.insert_key = insert_key.execution_options(preserve_rowcount=True)
+        self.find_key = sa.select(keys.c.request, keys.c.hold_id).where(
+            keys.c.owner == sa.bindparam("p_owner", type_=keys.c.owner.type),
+            keys.c.idempotency_key == sa.bindparam("p_key", type_=keys.c.idempotency_key.type),
+        )
+
+    def _purge(self, holds: sa.Table, keys: sa.Table) -> None:
+        ids = sa.bindparam("p_holds", type_=holds.c.id.type, expanding=True)
+        self.ended = (
+            sa.select(holds.c.id)
+            .where(holds.c.ended_at <= sa.bindparam("p_before", type_=Instant()))
+            .order_by(holds.c.ended_at)
+            .limit(sa.bindparam("p_limit", type_=sa.Integer()))
+        )
+        self.delete_keys = sa.delete(keys).where(keys.c.hold_id.in_(ids))
+        self.delete_holds = sa.delete(holds).where(holds.c.id.in_(ids))
+
     def _count(self) -> sa.Select[Any]:
         """The columns of a `SlotCount`."""
-        slots, holds = self._slots, self._holds
-        of_slot = holds.slot_id == slots.slot_id
-        promised = sa.select(sa.func.coalesce(sa.func.sum(holds.quantity), 0))
+        slots = self._slots
         return sa.select(
             slots.slot_id.label("slot_id"),
+            slots.capacity.label("capacity"),
             slots.remaining.label("unsold"),
-            promised.where(of_slot, *self._live_holds()).scalar_subquery().label("promised"),
-            sa.exists().where(of_slot, *self._due_holds()).label("some_due"),
+            self._places_of(*self._live_holds()).label("promised"),
+            self._places_of(*self._due_holds()).label("due"),
             self._scope(),
+            self._is_open().label("is_open"),
+            self._now(),
         ).where(slots.slot_id == self._slot)
 
-    def _find(self) -> sa.Select[Any]:
+    def _places_of(self, *which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+        of_slot = self._holds.slot_id == self._slots.slot_id
+        return sa.select(_total(self._holds.quantity)).where(of_slot, *which).scalar_subquery()
+
+    def _is_open(self) -> sa.ColumnElement[int]:
+        if self._slots.where is None:
+            return sa.literal_column("1", sa.Integer)
+        return sa.case((self._slots.where, 1), else_=0)
+
+    def holds_found(
+        self, *, by_slot: bool, by_owner: bool, state: HoldState | None
+    ) -> sa.Select[Any]:
+        """The holds of a slot, of an owner, in a state at this instant: the latest first."""
+        holds = self._holds
+        found = self._holds_found()
+        if by_slot:
+            found = found.where(holds.slot_id == self._slot)
+        if by_owner:
+            found = found.where(holds.owner == sa.bindparam("p_owner", type_=holds.owner.type))
+        if state is HoldState.HELD:
+            found = found.where(*self._live_holds())
+        elif state is HoldState.EXPIRED:
+            expired = holds.state == HoldState.EXPIRED.value
+            found = found.where(sa.or_(expired, sa.and_(*self._due_holds())))
+        elif state is not None:
+            found = found.where(holds.state == state.value)
+        return found.order_by(holds.created_at.desc(), holds.id).limit(
+            sa.bindparam("p_limit", type_=sa.Integer())
+        )
+
+    def _holds_found(self) -> sa.Select[Any]:
         holds, slots = self._holds, self._slots
-        return (
-            sa.select(*holds, self._scope())
-            .outerjoin_from(holds.id.table, slots.table, holds.slot_id == slots.slot_id)
-            .where(holds.id == self._hold)
+        return sa.select(*holds, self._scope(), self._now()).outerjoin_from(
+            holds.id.table, slots.table, holds.slot_id == slots.slot_id
         )
 
     def list_of(self, *, scoped: bool) -> sa.Select[Any]:
@@ -114,38 +211,60 @@ class Statements:
             listed.append(slots.scope == self._listed_scope)
             if slots.scope_type is str:
                 other_spelling.append(self._other_spelling(slots.scope))
-        live = sa.select(
-            holds.slot_id,
-            sa.func.sum(holds.quantity).label("promised"),
-            sa.func.min(holds.expires_at).label("next_end"),
-        ).where(*self._live_holds())
+        held = self._held()
         if listed:
-            live = live.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
-        promises = live.group_by(holds.slot_id).subquery("live")
-        free = self._free(promises.c.promised)
+            held = held.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
+        by_slot = held.group_by(holds.slot_id).subquery("held")
+        free = self._free(by_slot.c.places)
         return (
-            sa.select(slots.slot_id, slots.capacity, free, promises.c.next_end, *other_spelling)
-            .outerjoin_from(slots.table, promises, promises.c.slot_id == slots.slot_id)
+            sa.select(slots.slot_id, slots.capacity, free, by_slot.c.next_end, *other_spelling)
+            .outerjoin_from(slots.table, by_slot, by_slot.c.slot_id == slots.slot_id)
             .where(*listed)
             .order_by(slots.slot_id)
         )
 
-    def _free(self, promised: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-        unsold = self._slots.remaining
-        return sa.case(
-            (promised.is_(None), unsold), (unsold > promised, unsold - promised), else_=0
-        ).label("free")
+    def _held(self) -> sa.Select[Any]:
+        """By slot: the places by which the column is wrong, and when the first live hold ends."""
+        holds = self._holds
+        if self._claim.counts_holds:
+            return sa.select(
+                holds.slot_id,
+                _total(holds.quantity).label("places"),
+                sa.func.min(holds.expires_at).label("next_end"),
+            ).where(*self._live_holds())
+        is_live = holds.expires_at > self._time
+        return sa.select(
+            holds.slot_id,
+            _total(sa.case((is_live, 0), else_=holds.quantity)).label("places"),
+            sa.func.min(sa.case((is_live, holds.expires_at))).label("next_end"),
+        ).where(holds.state == HELD)
+
+    def _free(self, places: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+        column, capacity = self._slots.remaining, self._slots.capacity
+        if self._claim.counts_holds:
+            correct = sa.case((column > places, column - places), else_=0)
+        else:
+            correct = sa.case((column + places < capacity, column + places), else_=capacity)
+        return sa.case((places.is_(None), column), else_=correct).label("free")
 
     def _other_spelling(self, scope: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """The scope of a row that the database takes for the one asked for, but is not."""
-        exact = sa.collate(scope, self._exact_collation) == self._listed_scope
+        exact = self._database.is_spelled(scope, self._listed_scope)
         return sa.case((exact, sa.null()), else_=scope).label("other_spelling")
 
     def _scope(self) -> sa.ColumnElement[Any]:
         return (sa.null() if self._slots.scope is None else self._slots.scope).label("scope")
 
+    def _now(self) -> sa.ColumnElement[Any]:
+        return self._time.label("now")
+
     def _live_holds(self) -> tuple[sa.ColumnElement[bool], ...]:
-        return self._holds.state == HELD, self._holds.expires_at > self._now
+        return self._holds.state == HELD, self._holds.expires_at > self._time
 
     def _due_holds(self) -> tuple[sa.ColumnElement[bool], ...]:
-        return self._holds.state == HELD, self._holds.expires_at <= self._now
+        return self._holds.state == HELD, self._holds.expires_at <= self._time
+
+
+def _total(places: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """Their sum as a plain integer: MySQL answers a decimal number."""
+    return sa.cast(sa.func.coalesce(sa.func.sum(places), 0), sa.BigInteger())

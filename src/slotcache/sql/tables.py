@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeEngine
 
 from slotcache.availability import Scope, SlotId
 from slotcache.lifecycle import HoldState
+from slotcache.sql.columns import ExactText, Instant, uuid_column
 
-__all__ = ["ColumnNames", "Instant", "SlotColumns", "holds_of", "map_slots", "shipped_slots"]
+__all__ = [
+    "HELD",
+    "ColumnNames",
+    "SlotColumns",
+    "holds_of",
+    "keys_of",
+    "map_slots",
+    "shipped_slots",
+]
 
 ColumnNames: TypeAlias = Mapping[str, Any]
 """Our name of a column to theirs: its name, its `Column`, or the attribute of a mapped class."""
@@ -27,26 +36,8 @@ _ID_COLUMNS: Mapping[type, TypeEngine[Any]] = {
     # BIGINT would not be SQLite's rowid, and cost an index of its own.
     int: sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
     str: sa.String(255),
-    UUID: sa.Uuid(),
+    UUID: uuid_column(),
 }
-
-
-class Instant(TypeDecorator[datetime]):
-    """An aware UTC `datetime` at the surface; UTC to the microsecond in the table.
-
-    SQLite keeps it as text of one width, so that comparing text compares instants.
-    """
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, _: sa.Dialect) -> datetime | None:
-        """Store the instant as naive UTC."""
-        return value and value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, _: sa.Dialect) -> datetime | None:
-        """Say that what was stored is UTC."""
-        return value and value.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,13 +94,14 @@ def holds_of(slots: SlotColumns) -> sa.Table:
     holds = sa.Table(
         "slot_holds",
         sa.MetaData(),
-        sa.Column("id", sa.Uuid, primary_key=True),
+        sa.Column("id", uuid_column(), primary_key=True),
         sa.Column("slot_id", slots.slot_id.type, sa.ForeignKey(slots.slot_id), nullable=False),
         sa.Column("quantity", sa.Integer, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("created_at", Instant, nullable=False),
         sa.Column("expires_at", Instant, nullable=False),
-        sa.Column("owner", sa.String(255)),
+        sa.Column("ended_at", Instant),
+        sa.Column("owner", ExactText(255)),
         sa.CheckConstraint("quantity >= 1", name="slot_holds_quantity"),
         sa.CheckConstraint(f"state IN ({states})", name="slot_holds_state"),
     )
@@ -121,16 +113,33 @@ def holds_of(slots: SlotColumns) -> sa.Table:
         holds.c.expires_at,
         holds.c.quantity,
     )
-    # The due holds of all slots.
-    held = holds.c.state == HELD
-    sa.Index(
-        "slot_holds_due",
-        holds.c.state,
-        holds.c.expires_at,
-        sqlite_where=held,
-        postgresql_where=held,
-    )
+    # The due holds of all slots; what to purge; and what somebody has.
+    _partial_index("slot_holds_due", holds.c.state, holds.c.expires_at, where=holds.c.state == HELD)
+    _partial_index("slot_holds_ended", holds.c.ended_at, where=holds.c.ended_at.is_not(None))
+    _partial_index("slot_holds_by_owner", holds.c.owner, where=holds.c.owner.is_not(None))
     return holds
+
+
+def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool]) -> sa.Index:
+    """Return an index of some rows alone, where the database has such."""
+    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+def keys_of(holds: sa.Table) -> sa.Table:
+    """Return the table `slot_hold_keys`: which idempotency key made which hold (P7).
+
+    A key belongs to an owner. Nobody is the owner '', not NULL: a unique index takes any two
+    NULLs for different.
+    """
+    return sa.Table(
+        "slot_hold_keys",
+        sa.MetaData(),
+        sa.Column("owner", ExactText(255), primary_key=True),
+        sa.Column("idempotency_key", ExactText(255), primary_key=True),
+        sa.Column("request", sa.String(64), nullable=False),
+        sa.Column("hold_id", holds.c.id.type, nullable=False),
+        sa.Index("slot_hold_keys_by_hold", "hold_id"),
+    )
 
 
 def map_slots(

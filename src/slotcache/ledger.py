@@ -1,0 +1,125 @@
+"""The private port between the managers and a table of holds.
+
+A manager hands the table one unit of work; the table runs it on a `Ledger` in one transaction, and
+tells which lists that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from slotcache.lifecycle import Hold, HoldState
+from slotcache.protocols import Scope, SlotId
+
+__all__ = ["Change", "DueHold", "HoldRequest", "HoldTable", "Ledger"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[T_co]):
+    """What a unit of work came to.
+
+    Attributes:
+        value: The answer for the caller.
+        scopes: The scopes in which a hold or a slot changed state, each once; none of them: what
+            was written shows in no list. None: nothing was written that has to last.
+    """
+
+    value: T_co
+    scopes: tuple[Scope | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """What somebody asks for.
+
+    Attributes:
+        slot_id: The slot.
+        quantity: How many of its places.
+        ttl: For how many seconds.
+        owner: For whom; None: nobody said.
+        idempotency_key: Makes the same request again find the hold that the first one made; None:
+            each makes one.
+    """
+
+    slot_id: SlotId
+    quantity: int
+    ttl: float
+    owner: str | None
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DueHold:
+    """A hold whose time is over, though nobody has written that down."""
+
+    id: UUID
+    slot_id: SlotId
+
+
+class Ledger(Protocol):
+    """The table inside one transaction. A refusal raises, and the transaction is rolled back."""
+
+    def create(self, request: HoldRequest) -> Change[Hold]:
+        """Promise places, if so many are free."""
+
+    def confirm(self, hold_id: UUID) -> Change[Hold]:
+        """Make the promise good."""
+
+    def cancel(self, hold_id: UUID) -> Change[Hold]:
+        """Take the promise, or the places sold under it, back."""
+
+    def extend(self, hold_id: UUID, ttl: float, *, max_lifetime: float) -> Change[Hold]:
+        """Let a live hold end later: `ttl` from now, at most `max_lifetime` after it was made."""
+
+    def get(self, hold_id: UUID) -> Hold:
+        """Return the hold as it is now."""
+
+    def find(
+        self, *, slot_id: SlotId | None, owner: str | None, state: HoldState | None, limit: int
+    ) -> list[Hold]:
+        """Return the latest holds of which all that is not None is true."""
+
+    def set_capacity(self, slot_id: SlotId, capacity: int) -> Change[None]:
+        """Resize a slot, if what it has sold and promised still fits."""
+
+    def due(self, limit: int) -> Sequence[DueHold]:
+        """Return the holds that are due the longest, locking nothing."""
+
+    def expire(self, due: Sequence[DueHold]) -> Change[int]:
+        """Write down those that are still due and in nobody else's hands; return how many."""
+
+    def purge(self, older_than: float, limit: int) -> Change[int]:
+        """Forget holds that ended so many seconds ago, and their keys; return how many."""
+
+
+class HoldTable(Protocol):
+    """A table of holds, as a manager sees it."""
+
+    @property
+    def id_type(self) -> type[SlotId]:
+        """The type of its slot ids."""
+
+    def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
+        """Run work that changes nothing."""
+
+    def _transact(
+        self,
+        work: Callable[[Ledger], Change[T]],
+        changed: list[Scope | None],
+        *,
+        lock_wait: float,
+    ) -> T:
+        """Run work in one transaction and commit it; the connection is given back on return.
+
+        The work is run again if the database gave the transaction up in favour of another.
+
+        Before the commit is sent, the scopes of the change are added to `changed`; they are
+        removed again if the database says that it did not commit. So when this is left, by
+        whatever exit, `changed` holds what may have become visible to others (P8).
+        """

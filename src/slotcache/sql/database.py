@@ -1,0 +1,159 @@
+"""What slotcache needs of a database, whichever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from slotcache.errors import BackendError, Busy, SlotcacheError
+from slotcache.protocols import Clock, Scope
+
+__all__ = ["Database", "TryAgain"]
+
+
+class TryAgain(Exception):
+    """The transaction came to nothing, and another try may well succeed.
+
+    Attributes:
+        otherwise: What to raise when it was the last one.
+    """
+
+    def __init__(self, otherwise: SlotcacheError) -> None:
+        super().__init__(otherwise)
+        self.otherwise = otherwise
+
+
+class Database(ABC):
+    """Transactions on one database, through an engine.
+
+    Args:
+        engine: The engine.
+        clock: The time for tests, as Unix seconds; None: the database's.
+    """
+
+    skips_locked: ClassVar[bool]
+    """Whether a statement can leave out the rows that others have locked."""
+
+    def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    @abstractmethod
+    def writing(self, lock_wait: float) -> AbstractContextManager[sa.Connection]:
+        """Lend a connection in a transaction, which is rolled back unless the borrower commits.
+
+        Raises:
+            Busy: A lock was not to be had within `lock_wait` seconds.
+            TryAgain: The database ended the transaction to let others go on, or was away.
+            BackendError: The database failed.
+        """
+
+    @abstractmethod
+    def reading(self, lock_wait: float) -> AbstractContextManager[sa.Connection]:
+        """Lend a connection to read from; raises what `writing` does."""
+
+    @abstractmethod
+    def creating(self, lock_wait: float) -> AbstractContextManager[sa.Connection]:
+        """As `writing`, and nobody else is creating tables meanwhile."""
+
+    @abstractmethod
+    def clock(self) -> sa.ColumnElement[Any] | None:
+        """The time, the same wherever in a statement it stands; None: ask `now`, and bind it."""
+
+    @abstractmethod
+    def is_spelled(
+        self, column: sa.ColumnElement[Any], text: sa.ColumnElement[Any]
+    ) -> sa.ColumnElement[bool]:
+        """Whether the column is exactly this text, also where it compares loosely."""
+
+    @abstractmethod
+    def insert_unless_there(self, table: sa.Table) -> sa.Insert:
+        """An insert of a row that counts 0 rows, and is no error, if its key is there already."""
+
+    def now(self, connection: sa.Connection) -> datetime:
+        """Read the time by a clock that moves inside a transaction."""
+        if self._clock is not None:
+            return datetime.fromtimestamp(self._clock.now(), UTC)
+        clock = self.clock()
+        assert clock is not None, "who has no clock of its own reads another"
+        told: datetime = connection.execute(sa.select(clock)).scalar_one()
+        return told
+
+    def list_engine(self) -> sa.Engine:
+        """Return an engine for one more connection, beside the pool of the first."""
+        source = self._engine
+        return sa.Engine(source.pool.recreate(), source.dialect, source.url)
+
+    def commit(
+        self,
+        connection: sa.Connection,
+        scopes: tuple[Scope | None, ...],
+        changed: list[Scope | None],
+    ) -> None:
+        """Commit; `changed` then holds the scopes in which others may see something new.
+
+        They are in it before the database is asked, since its answer may be lost (P8).
+        """
+        changed.extend(scopes)
+        try:
+            connection.commit()
+        except BaseException as error:
+            # SQLAlchemy would hand the connection to its next user with this transaction open.
+            connection.invalidate()
+            if not isinstance(error, DBAPIError):
+                raise
+            if self._says_no(error):
+                changed.clear()
+                raise
+            raise self._failure(error) from error
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is its own."""
+
+    @abstractmethod
+    def close_if_free(self) -> None:
+        """Close what is its own, unless the process is forking, which closes it too."""
+
+    @contextmanager
+    def _translated(self, lock_wait: float) -> Iterator[None]:
+        """Say in slotcache's words what the database raises."""
+        try:
+            yield
+        except DBAPIError as error:
+            if self._is_busy(error):
+                raise Busy(waited=lock_wait) from error
+            if self._was_overtaken(error):
+                raise TryAgain(Busy(waited=lock_wait)) from error
+            if error.connection_invalidated:
+                raise TryAgain(self._failure(error)) from error
+            raise self._failure(error) from error
+        except PoolTimeoutError as error:
+            raise BackendError(f"the engine had no connection to spare: {error}") from error
+
+    def _failure(self, error: DBAPIError) -> BackendError:
+        hint = ": create_tables() makes it" if self._lacks_a_table(error) else ""
+        return BackendError(f"the database failed: {error.orig}{hint}")
+
+    @abstractmethod
+    def _is_busy(self, error: DBAPIError) -> bool:
+        """Whether a lock was not to be had in time."""
+
+    @abstractmethod
+    def _was_overtaken(self, error: DBAPIError) -> bool:
+        """Whether the transaction was ended because of what others did meanwhile."""
+
+    @abstractmethod
+    def _says_no(self, error: DBAPIError) -> bool:
+        """Whether a COMMIT that failed so certainly did not happen."""
+
+    @abstractmethod
+    def _lacks_a_table(self, error: DBAPIError) -> bool:
+        """Whether a table is missing."""

@@ -1,0 +1,194 @@
+"""PostgreSQL, and MariaDB or MySQL: their waits, their errors, their time, their words.
+
+Both are used in READ COMMITTED, whatever the engine's default: each statement then sees what
+was committed before it began, so also what was committed while the one before it waited.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.exc import DBAPIError
+
+from slotcache.errors import Busy
+from slotcache.sql.columns import Instant
+from slotcache.sql.database import Database
+
+__all__ = ["Mysql", "Postgres"]
+
+_CREATING = "slotcache: create_tables"
+
+
+class _Server(Database):
+    """What the two have in common."""
+
+    skips_locked = True
+
+    @contextmanager
+    def writing(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """Lend a connection in a transaction, which is rolled back unless the borrower commits."""
+        with self._translated(lock_wait), self._engine.connect() as connection:
+            connection.execution_options(isolation_level="READ COMMITTED")
+            with self._patience(connection, lock_wait):
+                yield connection
+
+    @contextmanager
+    def reading(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """Lend a connection to read from: no lock is waited for."""
+        with self._translated(lock_wait), self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Nothing is its own."""
+
+    def close_if_free(self) -> None:
+        """Nothing is its own."""
+
+    @abstractmethod
+    def _patience(self, connection: sa.Connection, seconds: float) -> AbstractContextManager[None]:
+        """Let each statement wait so long for locks, and later ones of others as long as before."""
+
+
+class Postgres(_Server):
+    """PostgreSQL."""
+
+    # Of the statement; the same for `SELECT` and its sub-queries, however often it is asked for.
+    _moment = sa.select(sa.func.clock_timestamp(type_=Instant()).label("now")).cte("moment")
+
+    def clock(self) -> sa.ColumnElement[Any] | None:
+        """`now()` would be the start of the transaction, before it waited for its lock."""
+        if self._clock is not None:
+            return None
+        return sa.select(self._moment.c.now).scalar_subquery()
+
+    def is_spelled(
+        self, column: sa.ColumnElement[Any], text: sa.ColumnElement[Any]
+    ) -> sa.ColumnElement[bool]:
+        """Collations may be loose, and the type `citext` is under any."""
+        return sa.collate(sa.cast(column, sa.Text), "C") == text
+
+    def insert_unless_there(self, table: sa.Table) -> sa.Insert:
+        """An error would abort the whole transaction."""
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+    @contextmanager
+    def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """CREATE ... IF NOT EXISTS alone fails if two do it at once."""
+        with self.writing(lock_wait) as connection:
+            lock = sa.func.pg_advisory_xact_lock(sa.func.hashtext(_CREATING))
+            connection.execute(sa.select(lock))
+            yield connection
+
+    def list_engine(self) -> sa.Engine:
+        """One statement is a transaction here: without a BEGIN and a ROLLBACK to wait for."""
+        engine = super().list_engine()
+
+        def configure(connection: Any, _record: object) -> None:
+            cursor = connection.cursor()
+            cursor.execute(
+                "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            )
+            cursor.close()
+            connection.commit()
+            engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+
+        sa.event.listen(engine, "connect", configure)
+        return engine
+
+    @contextmanager
+    def _patience(self, connection: sa.Connection, seconds: float) -> Iterator[None]:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
+        yield
+
+    def _is_busy(self, error: DBAPIError) -> bool:
+        return _sqlstate(error) == "55P03"  # lock_not_available
+
+    def _was_overtaken(self, error: DBAPIError) -> bool:
+        return _sqlstate(error) in ("40001", "40P01")  # serialization_failure, deadlock_detected
+
+    def _says_no(self, error: DBAPIError) -> bool:
+        return _sqlstate(error)[:2] in ("23", "40")  # a constraint, or a rollback
+
+    def _lacks_a_table(self, error: DBAPIError) -> bool:
+        return _sqlstate(error) == "42P01"  # undefined_table
+
+
+class Mysql(_Server):
+    """MariaDB 10.6 or later, and MySQL 8 (not tested)."""
+
+    _OVERTAKEN: ClassVar = {1020, 1213}  # ER_CHECKREAD, ER_LOCK_DEADLOCK
+
+    def clock(self) -> sa.ColumnElement[Any] | None:
+        """The start of the statement, which comes after the lock."""
+        if self._clock is not None:
+            return None
+        return sa.literal_column("UTC_TIMESTAMP(6)", Instant())
+
+    def is_spelled(
+        self, column: sa.ColumnElement[Any], text: sa.ColumnElement[Any]
+    ) -> sa.ColumnElement[bool]:
+        """As bytes: also a binary collation takes "a" and "a " for the same."""
+        in_utf8 = (sa.cast(each, mysql.CHAR(charset="utf8mb4")) for each in (column, text))
+        one, other = (sa.cast(each, mysql.BINARY()) for each in in_utf8)
+        return one == other
+
+    def insert_unless_there(self, table: sa.Table) -> sa.Insert:
+        """IGNORE forgives more than that, all of which has been checked before."""
+        return sa.insert(table).prefix_with("IGNORE")
+
+    @contextmanager
+    def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """A named lock: a statement that creates anything commits by itself."""
+        with self.writing(lock_wait) as connection:
+            lock = sa.func.get_lock(_CREATING, math.ceil(lock_wait))
+            if not connection.scalar(sa.select(lock)):
+                raise Busy(waited=lock_wait)
+            try:
+                yield connection
+            finally:
+                connection.execute(sa.select(sa.func.release_lock(_CREATING)))
+
+    @contextmanager
+    def _patience(self, connection: sa.Connection, seconds: float) -> Iterator[None]:
+        # Whole seconds only. The second one is for tables that somebody alters.
+        names = "innodb_lock_wait_timeout", "lock_wait_timeout"
+        keep = [f"@slotcache_{name} = @@SESSION.{name}" for name in names]
+        shorten = [f"SESSION {name} = {math.ceil(seconds)}" for name in names]
+        restore = [f"SESSION {name} = @slotcache_{name}" for name in names]
+        connection.exec_driver_sql(f"SET {', '.join(keep + shorten)}")
+        try:
+            yield
+        finally:
+            # Tidying up must not make a change that is committed look failed.
+            with suppress(DBAPIError):
+                if not connection.invalidated:
+                    connection.exec_driver_sql(f"SET {', '.join(restore)}")
+
+    def _is_busy(self, error: DBAPIError) -> bool:
+        return _errno(error) == 1205  # ER_LOCK_WAIT_TIMEOUT
+
+    def _was_overtaken(self, error: DBAPIError) -> bool:
+        return _errno(error) in self._OVERTAKEN
+
+    def _says_no(self, error: DBAPIError) -> bool:
+        return _errno(error) in self._OVERTAKEN
+
+    def _lacks_a_table(self, error: DBAPIError) -> bool:
+        return _errno(error) == 1146  # ER_NO_SUCH_TABLE
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    """Drivers of PostgreSQL have it under one of two names."""
+    found = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return str(found or "")
+
+
+def _errno(error: DBAPIError) -> int:
+    arguments = getattr(error.orig, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else 0
