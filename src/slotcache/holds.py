@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -120,7 +121,9 @@ class HoldManager:
         _check_text("owner", owner)
         _check_text("idempotency_key", idempotency_key)
         request = HoldRequest(slot_id, quantity, self._lasting(ttl), owner, idempotency_key)
-        return self._change(lambda ledger: ledger.create(request))
+        return self._telling(
+            lambda changed: self._slots._create(request, changed, lock_wait=self._policy.lock_wait)
+        )
 
     def confirm(self, hold_id: UUID) -> Hold:
         """Make a live hold's places its owner's for good.
@@ -272,7 +275,7 @@ class HoldManager:
                 that makes a new hold.
 
         Returns:
-            How many were forgotten.
+            How many were forgotten here: others may be at it, too.
 
         Raises:
             Busy: They stayed locked for `lock_wait` seconds; earlier batches are done.
@@ -280,17 +283,23 @@ class HoldManager:
         """
         age = seconds("older_than", older_than, above_zero=False)
         forgotten = 0
-        while batch := self._change(lambda ledger: ledger.purge(age, _PURGED_AT_ONCE)):
-            forgotten += batch
+        while ended := self._read(lambda ledger: ledger.ended(age, _PURGED_AT_ONCE)):
+            forgotten += self._change(partial(_purge, ended=ended))
         return forgotten
 
     def _read(self, work: Callable[[Ledger], T]) -> T:
         return self._slots._read(work, lock_wait=self._policy.lock_wait)
 
     def _change(self, work: Callable[[Ledger], Change[T]]) -> T:
+        return self._telling(
+            lambda changed: self._slots._transact(work, changed, lock_wait=self._policy.lock_wait)
+        )
+
+    def _telling(self, work: Callable[[list[Scope | None]], T]) -> T:
+        """Run work that writes down the scopes that it changed, then tell the hook of them."""
         changed: list[Scope | None] = []
         try:
-            return self._slots._transact(work, changed, lock_wait=self._policy.lock_wait)
+            return work(changed)
         finally:
             # Also when the answer to the commit was lost, or a signal cut in after it (P8).
             for scope in changed:
@@ -336,6 +345,10 @@ class HoldManager:
                 "shorten it, or make HoldPolicy(max_lifetime=...) longer"
             )
         return number
+
+
+def _purge(ledger: Ledger, *, ended: Sequence[UUID]) -> Change[int]:
+    return ledger.purge(ended)
 
 
 def _check_hook(on_change: object) -> None:

@@ -94,8 +94,11 @@ class Ledger(Protocol):
     def expire(self, due: Sequence[DueHold]) -> Change[int]:
         """Write down those that are still due and in nobody else's hands; return how many."""
 
-    def purge(self, older_than: float, limit: int) -> Change[int]:
-        """Forget holds that ended so many seconds ago, and their keys; return how many."""
+    def ended(self, older_than: float, limit: int) -> Sequence[UUID]:
+        """Return holds that ended so many seconds ago, the first to end first, locking nothing."""
+
+    def purge(self, ended: Sequence[UUID]) -> Change[int]:
+        """Forget these holds, and their keys; return how many others have left to forget."""
 
 
 class HoldTable(Protocol):
@@ -107,6 +110,11 @@ class HoldTable(Protocol):
 
     def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
         """Run work that changes nothing."""
+
+    def _create(
+        self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
+    ) -> Hold:
+        """As `_transact` with `Ledger.create`, by a shorter way where there is one."""
 
     def _transact(
         self,

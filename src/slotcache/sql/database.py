@@ -15,11 +15,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from slotcache.errors import BackendError, Busy, SlotcacheError
 from slotcache.protocols import Clock, Scope
 
-__all__ = ["Database", "TryAgain"]
+__all__ = ["Database", "Disconnected", "Overtaken", "TryAgain"]
 
 
 class TryAgain(Exception):
-    """The transaction came to nothing, and another try may well succeed.
+    """A transaction that was not asked to commit came to nothing; another may well succeed.
 
     Attributes:
         otherwise: What to raise when it was the last one.
@@ -28,6 +28,14 @@ class TryAgain(Exception):
     def __init__(self, otherwise: SlotcacheError) -> None:
         super().__init__(otherwise)
         self.otherwise = otherwise
+
+
+class Overtaken(TryAgain):
+    """The database ended it because of what others did meanwhile."""
+
+
+class Disconnected(TryAgain):
+    """The connection was lost: it may have been so since its last use."""
 
 
 class Database(ABC):
@@ -41,6 +49,9 @@ class Database(ABC):
     skips_locked: ClassVar[bool]
     """Whether a statement can leave out the rows that others have locked."""
 
+    writes_alone = False
+    """Whether nobody else writes to anything from the beginning of a transaction to its end."""
+
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
         self._engine = engine
         self._clock = clock
@@ -51,7 +62,7 @@ class Database(ABC):
 
         Raises:
             Busy: A lock was not to be had within `lock_wait` seconds.
-            TryAgain: The database ended the transaction to let others go on, or was away.
+            TryAgain: Overtaken or disconnected, but not by a commit.
             BackendError: The database failed.
         """
 
@@ -131,9 +142,9 @@ class Database(ABC):
             if self._is_busy(error):
                 raise Busy(waited=lock_wait) from error
             if self._was_overtaken(error):
-                raise TryAgain(Busy(waited=lock_wait)) from error
+                raise Overtaken(Busy(waited=lock_wait)) from error
             if error.connection_invalidated:
-                raise TryAgain(self._failure(error)) from error
+                raise Disconnected(self._failure(error)) from error
             raise self._failure(error) from error
         except PoolTimeoutError as error:
             raise BackendError(f"the engine had no connection to spare: {error}") from error

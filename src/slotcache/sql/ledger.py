@@ -19,6 +19,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -80,6 +81,7 @@ class SqlLedger:
         statements: The statements of its table.
         claim: How the column `remaining` is kept.
         skips_locked: Whether the database can leave out rows that others have locked.
+        is_alone: Whether the transaction has locked everything, so that no row need be.
         now: Reads the time by a clock that moves inside a transaction.
         new_id: Makes the id of a hold.
     """
@@ -91,6 +93,7 @@ class SqlLedger:
         *,
         claim: Claim,
         skips_locked: bool,
+        is_alone: bool,
         now: Callable[[sa.Connection], datetime],
         new_id: Callable[[], UUID],
     ) -> None:
@@ -98,6 +101,7 @@ class SqlLedger:
         self._statements = statements
         self._claim = claim
         self._skips_locked = skips_locked
+        self._is_alone = is_alone
         self._clock = now
         self._new_id = new_id
 
@@ -201,15 +205,15 @@ class SqlLedger:
         self._run(self._statements.expire, p_holds=[row.id for row in rows])
         return Change(len(rows), tuple(dict.fromkeys(row.scope for row in rows)))
 
-    def purge(self, older_than: float, limit: int) -> Change[int]:
-        """Forget holds that ended so many seconds ago, and their keys; return how many."""
+    def ended(self, older_than: float, limit: int) -> Sequence[UUID]:
+        """Return holds that ended so many seconds ago, the first to end first, locking nothing."""
         before = self._now() - timedelta(seconds=older_than)
-        ended = self._run(self._statements.ended, p_before=before, p_limit=limit)
-        ids = ended.scalars().all()
-        if not ids:
-            return Change(0)
-        self._run(self._statements.delete_keys, p_holds=ids)
-        return Change(self._run(self._statements.delete_holds, p_holds=ids).rowcount, ())
+        return self._run(self._statements.ended, p_before=before, p_limit=limit).scalars().all()
+
+    def purge(self, ended: Sequence[UUID]) -> Change[int]:
+        """Forget these holds, and their keys; return how many others have left to forget."""
+        self._run(self._statements.delete_keys, p_holds=ended)
+        return Change(self._run(self._statements.delete_holds, p_holds=ended).rowcount, ())
 
     def _move(self, hold_id: UUID, operation: str) -> Change[Hold]:
         self._lock_slot_of(hold_id)
@@ -230,14 +234,14 @@ class SqlLedger:
 
     def _lock(self, slot_id: SlotId) -> SlotCount | None:
         """Lock the slot, then count it; None: there is none."""
-        if not self._run(self._statements.lock, p_slot=slot_id).rowcount:
-            return None
+        if not self._is_alone:
+            self._run(self._statements.lock, p_slot=slot_id)
         return self._count(slot_id)
 
     def _lock_slot_of(self, hold_id: UUID) -> None:
         # A hold never moves to another slot, so its slot may be looked up before the wait.
-        if not self._run(self._statements.lock_slot_of, p_hold=hold_id).rowcount:
-            raise HoldNotFound(hold_id)
+        if not self._is_alone:
+            self._run(self._statements.lock_slot_of, p_hold=hold_id)
 
     def _lock_free(self, slot_ids: set[SlotId]) -> set[SlotId]:
         """Lock these slots, but for those that others have locked; return which."""
@@ -248,8 +252,9 @@ class SqlLedger:
             return slot_ids
         return set(self._run(self._statements.lock_those_free, p_slots=ordered).scalars())
 
-    def _count(self, slot_id: SlotId) -> SlotCount:
-        return SlotCount._make(self._ask(self._statements.count, p_slot=slot_id).one())
+    def _count(self, slot_id: SlotId) -> SlotCount | None:
+        row = self._ask(self._statements.count, p_slot=slot_id).one_or_none()
+        return row and SlotCount._make(row)
 
     def _free(self, slot: SlotCount) -> int:
         if self._claim.counts_holds:
@@ -277,7 +282,8 @@ class SqlLedger:
                 continue  # it was purged in between
             if used.request != digest:
                 raise IdempotencyConflict(key, hold_id=used.hold_id)
-            return self.get(used.hold_id)
+            with suppress(HoldNotFound):  # or since
+                return self.get(used.hold_id)
         raise BackendError(f"idempotency key {key!r} comes and goes: look who deletes keys")
 
     def _expire_due_of(self, slot: SlotCount) -> None:
@@ -306,7 +312,8 @@ class SqlLedger:
                 f"slot {hold.slot_id!r} has no room for {places} places given back: its row was "
                 "edited, correct remaining and capacity"
             )
-        unsold = self._count(hold.slot_id).unsold
+        slot = self._count(hold.slot_id)
+        unsold = 0 if slot is None else slot.unsold
         raise SlotFull(hold.slot_id, requested=hold.quantity, remaining=unsold)
 
     def _add_places(self, slot_id: SlotId, places: int) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
 
 from slotcache.errors import Busy
+from slotcache.protocols import Clock
 from slotcache.sql.columns import Instant
 from slotcache.sql.database import Database
 
@@ -61,6 +62,10 @@ class Postgres(_Server):
     # Of the statement; the same for `SELECT` and its sub-queries, however often it is asked for.
     _moment = sa.select(sa.func.clock_timestamp(type_=Instant()).label("now")).cte("moment")
 
+    def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
+        super().__init__(engine, clock=clock)
+        self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
+
     def clock(self) -> sa.ColumnElement[Any] | None:
         """`now()` would be the start of the transaction, before it waited for its lock."""
         if self._clock is not None:
@@ -85,6 +90,15 @@ class Postgres(_Server):
             connection.execute(sa.select(lock))
             yield connection
 
+    @contextmanager
+    def at_once(self, lock_wait: float) -> Iterator[sa.Connection]:
+        """Lend a connection on which each statement is a transaction of its own.
+
+        It has the engine's default isolation, and waits for locks as long as the server says.
+        """
+        with self._translated(lock_wait), self._at_once.connect() as connection:
+            yield connection
+
     def list_engine(self) -> sa.Engine:
         """One statement is a transaction here: without a BEGIN and a ROLLBACK to wait for."""
         engine = super().list_engine()
@@ -103,8 +117,12 @@ class Postgres(_Server):
 
     @contextmanager
     def _patience(self, connection: sa.Connection, seconds: float) -> Iterator[None]:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(seconds * 1000))}")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self.patience(seconds)}")
         yield
+
+    def patience(self, seconds: float) -> str:
+        """The time to wait for a lock, as the server's settings have it: milliseconds."""
+        return str(max(1, round(seconds * 1000)))
 
     def _is_busy(self, error: DBAPIError) -> bool:
         return _sqlstate(error) == "55P03"  # lock_not_available

@@ -48,7 +48,7 @@ class Sqlite(Database):
 
     def own(self, keeper: sqlite3.Connection | None) -> None:
         """Take over the engine, and the connection that keeps its memory alive, to close them."""
-        self._owned = True
+        self._owned = self.writes_alone = True  # BEGIN IMMEDIATE
         self._keeper = keeper
 
     def close(self) -> None:

@@ -253,7 +253,7 @@ class Statements:
         return sa.case((exact, sa.null()), else_=scope).label("other_spelling")
 
     def _scope(self) -> sa.ColumnElement[Any]:
-        return (sa.null() if self._slots.scope is None else self._slots.scope).label("scope")
+        return self._slots.scope_or_null().label("scope")
 
     def _now(self) -> sa.ColumnElement[Any]:
         return self._time.label("now")

@@ -65,6 +65,10 @@ class SlotColumns:
         """The type of the slot ids."""
         return _python_type(self.slot_id, int, str, UUID)
 
+    def scope_or_null(self) -> sa.ColumnElement[Any]:
+        """The scope of a slot, in a statement."""
+        return sa.null() if self.scope is None else self.scope
+
     @property
     def scope_type(self) -> type[Scope] | None:
         """The type of the scopes; None: there are none."""

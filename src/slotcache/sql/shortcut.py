@@ -1,0 +1,197 @@
+"""A hold in one statement, on PostgreSQL: while its slot is locked, nobody waits for a network.
+
+Most requests are plain: the slot is open, there is room, nothing is due, nobody else is at it. For
+these the whole transaction is one statement, which commits by itself. It makes the hold, or it
+changes nothing; then the ledger does it step by step, and says why.
+
+All that a statement reads is as of its start. What makes that safe differs by claim:
+
+- `on_hold`: the condition is on the slot's row alone, and an UPDATE that had to wait for the row
+  looks at it again.
+- `counted`: the holds are counted as of the start, so nobody may have made one since. Whoever
+  does writes the slot's row before. So the row is locked without waiting, and it has to be the
+  very version (`ctid`) that the count saw, which nobody can reuse while it may be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from slotcache.errors import SlotcacheError
+from slotcache.ledger import HoldRequest
+from slotcache.lifecycle import Hold, HoldState
+from slotcache.protocols import Scope
+from slotcache.sql.claims import Claim
+from slotcache.sql.columns import Instant
+from slotcache.sql.database import Disconnected, Overtaken
+from slotcache.sql.servers import Postgres
+from slotcache.sql.statements import Statements
+from slotcache.sql.tables import HELD, SlotColumns
+
+__all__ = ["Shortcut"]
+
+_VERSION: sa.ColumnClause[Any] = sa.literal_column("ctid")
+_GIVEN_TIME = sa.bindparam("p_now", type_=Instant())
+_QUANTITY = sa.bindparam("p_quantity", type_=sa.Integer())
+_MAX_QUANTITY = 2**31 - 1
+
+
+class Shortcut:
+    """Makes plain holds in one statement.
+
+    Args:
+        database: The database.
+        slots: The table of slots.
+        holds: The table of holds on them.
+        statements: Its statements.
+        claim: How the column `remaining` is kept.
+        new_id: Makes the id of a hold.
+    """
+
+    def __init__(
+        self,
+        database: Postgres,
+        slots: SlotColumns,
+        holds: sa.Table,
+        statements: Statements,
+        *,
+        claim: Claim,
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self._database = database
+        self._binds_time = statements.binds_time
+        self._new_id = new_id
+        self._slots = slots
+        slot = self._seen(statements) if claim.counts_holds else self._taken()
+        self._statement = self._insert(holds, slot)
+
+    def create(
+        self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
+    ) -> Hold | None:
+        """Make a hold; None: it takes more than that. `changed` is as of `HoldTable._transact`.
+
+        If the answer is lost, the scope is not known: then that is None, which is all of them.
+        """
+        if request.idempotency_key is not None or request.quantity > _MAX_QUANTITY:
+            return None
+        parameters: dict[str, Any] = {
+            "p_hold": self._new_id(),
+            "p_slot": request.slot_id,
+            "p_quantity": request.quantity,
+            "p_owner": request.owner,
+            "p_ttl": timedelta(seconds=request.ttl),
+            "p_patience": self._database.patience(lock_wait),
+        }
+        changed.append(None)
+        try:
+            with self._database.at_once(lock_wait) as connection:
+                if self._binds_time:
+                    parameters["p_now"] = self._database.now(connection)
+                row = connection.execute(self._statement, parameters).one_or_none()
+        except Disconnected as error:
+            raise error.otherwise from error.__cause__
+        except (Overtaken, SlotcacheError) as error:
+            changed.clear()
+            if isinstance(error, Overtaken):
+                return None
+            raise
+        if row is None:
+            changed.clear()
+            return None
+        changed[:] = [row.scope]
+        return Hold(
+            id=parameters["p_hold"],
+            slot_id=row.slot_id,
+            scope=row.scope,
+            quantity=request.quantity,
+            state=HoldState.HELD,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            owner=request.owner,
+        )
+
+    def _taken(self) -> sa.CTE:
+        """The slot, locked, its places taken off: none if there is too little room."""
+        slots = self._slots
+        patience = sa.func.set_config("lock_timeout", sa.bindparam("p_patience"), True)
+        taken = (
+            sa.update(slots.table)
+            .values({slots.remaining: slots.remaining - _QUANTITY})
+            .where(
+                self._is_asked_for(),
+                slots.remaining >= _QUANTITY,
+                sa.select(patience).scalar_subquery().is_not(None),
+                *self._is_open(),
+            )
+            .returning(slots.slot_id, slots.scope_or_null().label("scope"))
+            .cte("taken")
+        )
+        # Asked for once it is locked, since it needs a row of that.
+        now = _GIVEN_TIME if self._binds_time else sa.func.clock_timestamp(type_=Instant())
+        return sa.select(taken.c.slot_id, taken.c.scope, now.label("now")).cte("slot")
+
+    def _seen(self, statements: Statements) -> sa.CTE:
+        """The slot, counted, then locked: none if that takes waiting, or it does not fit."""
+        slots = self._slots
+        counted = statements.count.add_columns(_VERSION.label("version")).cte("counted")
+        locked = (
+            sa.select(_VERSION.label("version"))
+            .select_from(slots.table)
+            .where(self._is_asked_for())
+            .with_for_update(skip_locked=True)
+            .cte("locked")
+        )
+        fitting = (
+            sa.select(counted)
+            .join(locked, locked.c.version == counted.c.version)
+            .where(
+                counted.c.is_open == 1,
+                counted.c.due == 0,
+                counted.c.unsold - counted.c.promised >= _QUANTITY,
+            )
+            .cte("fitting")
+        )
+        written = (
+            sa.update(slots.table)
+            .values({slots.remaining: slots.remaining})
+            .where(sa.select(fitting.c.version).scalar_subquery() == _VERSION)
+            .returning(slots.slot_id)
+            .cte("written")
+        )
+        return (
+            sa.select(fitting.c.slot_id, fitting.c.scope, fitting.c.now)
+            .join(written, written.c.slot_id == fitting.c.slot_id)
+            .cte("slot")
+        )
+
+    def _insert(self, holds: sa.Table, slot: sa.CTE) -> Any:
+        made = {
+            "id": sa.bindparam("p_hold", type_=holds.c.id.type),
+            "slot_id": slot.c.slot_id,
+            "quantity": _QUANTITY,
+            "state": HELD,
+            "created_at": slot.c.now,
+            "expires_at": slot.c.now + sa.bindparam("p_ttl", type_=sa.Interval()),
+            "owner": sa.bindparam("p_owner", type_=holds.c.owner.type),
+        }
+        return (
+            sa.insert(holds)
+            .from_select(list(made), sa.select(*made.values()))
+            .returning(
+                holds.c.slot_id,
+                holds.c.created_at,
+                holds.c.expires_at,
+                sa.select(slot.c.scope).scalar_subquery().label("scope"),
+            )
+        )
+
+    def _is_asked_for(self) -> sa.ColumnElement[bool]:
+        return self._slots.slot_id == sa.bindparam("p_slot", type_=self._slots.slot_id.type)
+
+    def _is_open(self) -> list[sa.ColumnExpressionArgument[bool]]:
+        return [] if self._slots.where is None else [self._slots.where]
