@@ -413,7 +413,8 @@ class CountsOnlyWhatIsSold(SqlLedger):
     """Forgets that live holds are promises."""
 
     def _count(self, slot_id: Any) -> Any:
-        return super()._count(slot_id)._replace(promised=0)
+        slot = super()._count(slot_id)
+        return slot and slot._replace(promised=0)
 
 
 class SumsFirst(SqlLedger):

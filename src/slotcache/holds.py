@@ -16,7 +16,7 @@ from uuid import UUID
 
 from slotcache.ledger import Change, HoldRequest, HoldTable, Ledger
 from slotcache.lifecycle import Hold, HoldState
-from slotcache.policy import HoldPolicy, seconds
+from slotcache.policy import LONGEST, HoldPolicy, seconds
 from slotcache.protocols import InvalidationHook, Scope, SlotId
 
 __all__ = ["HoldManager"]
@@ -99,9 +99,10 @@ class HoldManager:
             slot_id: The slot, of the type that the table's ids have.
             quantity: How many places, at least 1.
             ttl: Seconds until the hold expires by itself; None: the policy's.
-            idempotency_key: Up to 255 characters that stand for this one wish of this owner, for
-                example the id of an order. However often it is sent, and by how many at once,
-                there is one hold (P7), until `purge` forgets it. A refusal is not remembered.
+            idempotency_key: Up to 255 characters that stand for this one attempt of this owner,
+                for example a UUID that came with the form. However often it is sent, and by how
+                many at once, there is one hold (P7), until `purge` forgets it; once that has
+                ended, a new attempt needs a new key. A refusal is not remembered.
             owner: Whom it belongs to, up to 255 characters of your own choice.
 
         Returns:
@@ -176,8 +177,8 @@ class HoldManager:
             BackendError: The database failed.
         """
         _check_hold_id(hold_id)
-        lasting = seconds("ttl", ttl, above_zero=True)
         longest = self._policy.max_lifetime
+        lasting = min(seconds("ttl", ttl, above_zero=True), longest)
         return self._change(lambda ledger: ledger.extend(hold_id, lasting, max_lifetime=longest))
 
     def get(self, hold_id: UUID) -> Hold:
@@ -216,7 +217,10 @@ class HoldManager:
             self._check_slot_id(slot_id)
         _check_text("owner", owner)
         if state is not None and not isinstance(state, HoldState):
-            raise TypeError(f"state must be a HoldState or None, not {state!r}")
+            raise TypeError(
+                f"state must be a HoldState or None, not {state!r}: write HoldState.HELD, or "
+                "HoldState(text) for a text"
+            )
         _check_limit(limit)
         return self._read(
             lambda ledger: ledger.find(slot_id=slot_id, owner=owner, state=state, limit=limit)
@@ -281,7 +285,7 @@ class HoldManager:
             Busy: They stayed locked for `lock_wait` seconds; earlier batches are done.
             BackendError: The database failed; earlier batches are done.
         """
-        age = seconds("older_than", older_than, above_zero=False)
+        age = min(seconds("older_than", older_than, above_zero=False), LONGEST)
         forgotten = 0
         while ended := self._read(lambda ledger: ledger.ended(age, _PURGED_AT_ONCE)):
             forgotten += self._change(partial(_purge, ended=ended))
@@ -365,6 +369,8 @@ def _check_hook(on_change: object) -> None:
 
 
 def _check_hold_id(hold_id: object) -> None:
+    if isinstance(hold_id, Hold):
+        raise TypeError("hold_id must be a UUID, not a Hold: write hold.id")
     if not isinstance(hold_id, UUID):
         raise TypeError(f"hold_id must be a UUID, not {hold_id!r}: write UUID(text) for a text")
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import timedelta
 
-__all__ = ["AvailabilityPolicy", "HoldPolicy"]
+__all__ = ["LONGEST", "AvailabilityPolicy", "HoldPolicy"]
+
+LONGEST = 100 * 365.25 * 24 * 60 * 60
+"""Seconds that no hold outlives, whatever the policy: a century."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,8 @@ class HoldPolicy:
 
     Attributes:
         ttl: Seconds a hold lasts unless `create` says otherwise.
-        max_lifetime: The longest that any hold may last, in seconds from its creation.
+        max_lifetime: The longest that any hold may last, in seconds from its creation; at most a
+            century.
         lock_wait: Seconds to wait for a slot that others are changing before `Busy` is raised.
     """
 
@@ -58,6 +63,8 @@ class HoldPolicy:
 
     def __post_init__(self) -> None:
         _check_seconds(self, "ttl", "max_lifetime", "lock_wait", above_zero=True)
+        if self.max_lifetime > LONGEST:
+            raise ValueError(f"max_lifetime={self.max_lifetime:g} is longer than {LONGEST:g} s")
         if self.ttl > self.max_lifetime:
             raise ValueError(
                 f"ttl={self.ttl:g} is longer than max_lifetime={self.max_lifetime:g}: "
@@ -69,7 +76,8 @@ def seconds(name: str, value: object, *, above_zero: bool) -> float:
     """Return `value` as float seconds, or say what to write instead."""
     least = "above 0" if above_zero else "0 or more"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, {least}, not {value!r}")
+        hint = ": write value.total_seconds()" if isinstance(value, timedelta) else ""
+        raise TypeError(f"{name} must be a number of seconds, {least}, not {value!r}{hint}")
     try:
         number = float(value)
     except OverflowError:  # an int beyond all floats

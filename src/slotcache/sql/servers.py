@@ -34,10 +34,12 @@ class _Server(Database):
     @contextmanager
     def writing(self, lock_wait: float) -> Iterator[sa.Connection]:
         """Lend a connection in a transaction, which is rolled back unless the borrower commits."""
-        with self._translated(lock_wait), self._engine.connect() as connection:
-            connection.execution_options(isolation_level="READ COMMITTED")
-            with self._patience(connection, lock_wait):
-                yield connection
+        with (
+            self._translated(lock_wait),
+            self._engine.connect() as connection,
+            self._transaction(connection, lock_wait),
+        ):
+            yield connection
 
     @contextmanager
     def reading(self, lock_wait: float) -> Iterator[sa.Connection]:
@@ -52,8 +54,10 @@ class _Server(Database):
         """Nothing is its own."""
 
     @abstractmethod
-    def _patience(self, connection: sa.Connection, seconds: float) -> AbstractContextManager[None]:
-        """Let each statement wait so long for locks, and later ones of others as long as before."""
+    def _transaction(
+        self, connection: sa.Connection, lock_wait: float
+    ) -> AbstractContextManager[None]:
+        """Begin a transaction that waits so long for each lock; leave no trace in the session."""
 
 
 class Postgres(_Server):
@@ -94,10 +98,25 @@ class Postgres(_Server):
     def at_once(self, lock_wait: float) -> Iterator[sa.Connection]:
         """Lend a connection on which each statement is a transaction of its own.
 
-        It has the engine's default isolation, and waits for locks as long as the server says.
+        Its isolation is the engine's default. The wait for locks is set before the statement,
+        since a table that somebody alters is waited for before any of it runs.
         """
         with self._translated(lock_wait), self._at_once.connect() as connection:
-            yield connection
+            before = self._set_patience(connection, self._milliseconds(lock_wait))
+            try:
+                yield connection
+            finally:
+                # Tidying up must not make a change that is committed look failed.
+                with suppress(DBAPIError):
+                    if not connection.invalidated:
+                        self._set_patience(connection, before)
+
+    def _set_patience(self, connection: sa.Connection, value: str) -> str:
+        """Set it for the session; return what it was."""
+        name = "lock_timeout"
+        change = sa.func.current_setting(name), sa.func.set_config(name, value, False)
+        before: str = connection.execute(sa.select(*change)).one()[0]
+        return before
 
     def list_engine(self) -> sa.Engine:
         """One statement is a transaction here: without a BEGIN and a ROLLBACK to wait for."""
@@ -116,12 +135,12 @@ class Postgres(_Server):
         return engine
 
     @contextmanager
-    def _patience(self, connection: sa.Connection, seconds: float) -> Iterator[None]:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self.patience(seconds)}")
+    def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
+        connection.execution_options(isolation_level="READ COMMITTED")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self._milliseconds(lock_wait)}")
         yield
 
-    def patience(self, seconds: float) -> str:
-        """The time to wait for a lock, as the server's settings have it: milliseconds."""
+    def _milliseconds(self, seconds: float) -> str:
         return str(max(1, round(seconds * 1000)))
 
     def _is_busy(self, error: DBAPIError) -> bool:
@@ -173,19 +192,23 @@ class Mysql(_Server):
                 connection.execute(sa.select(sa.func.release_lock(_CREATING)))
 
     @contextmanager
-    def _patience(self, connection: sa.Connection, seconds: float) -> Iterator[None]:
+    def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
         # Whole seconds only. The second one is for tables that somebody alters.
         names = "innodb_lock_wait_timeout", "lock_wait_timeout"
         keep = [f"@slotcache_{name} = @@SESSION.{name}" for name in names]
-        shorten = [f"SESSION {name} = {math.ceil(seconds)}" for name in names]
+        shorten = [f"SESSION {name} = {math.ceil(lock_wait)}" for name in names]
         restore = [f"SESSION {name} = @slotcache_{name}" for name in names]
         connection.exec_driver_sql(f"SET {', '.join(keep + shorten)}")
+        # Of the next transaction alone, which is begun even where each statement would be one.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.exec_driver_sql("START TRANSACTION")
         try:
             yield
         finally:
             # Tidying up must not make a change that is committed look failed.
             with suppress(DBAPIError):
                 if not connection.invalidated:
+                    connection.exec_driver_sql("ROLLBACK")
                     connection.exec_driver_sql(f"SET {', '.join(restore)}")
 
     def _is_busy(self, error: DBAPIError) -> bool:

@@ -85,20 +85,22 @@ class Shortcut:
             "p_quantity": request.quantity,
             "p_owner": request.owner,
             "p_ttl": timedelta(seconds=request.ttl),
-            "p_patience": self._database.patience(lock_wait),
         }
-        changed.append(None)
         try:
             with self._database.at_once(lock_wait) as connection:
                 if self._binds_time:
                     parameters["p_now"] = self._database.now(connection)
+                changed.append(None)  # from here on its answer may be lost
                 row = connection.execute(self._statement, parameters).one_or_none()
         except Disconnected as error:
-            raise error.otherwise from error.__cause__
-        except (Overtaken, SlotcacheError) as error:
+            if changed:
+                raise error.otherwise from error.__cause__
+            return None
+        except Overtaken:
             changed.clear()
-            if isinstance(error, Overtaken):
-                return None
+            return None
+        except SlotcacheError:
+            changed.clear()
             raise
         if row is None:
             changed.clear()
@@ -118,14 +120,12 @@ class Shortcut:
     def _taken(self) -> sa.CTE:
         """The slot, locked, its places taken off: none if there is too little room."""
         slots = self._slots
-        patience = sa.func.set_config("lock_timeout", sa.bindparam("p_patience"), True)
         taken = (
             sa.update(slots.table)
             .values({slots.remaining: slots.remaining - _QUANTITY})
             .where(
                 self._is_asked_for(),
                 slots.remaining >= _QUANTITY,
-                sa.select(patience).scalar_subquery().is_not(None),
                 *self._is_open(),
             )
             .returning(slots.slot_id, slots.scope_or_null().label("scope"))
@@ -137,18 +137,11 @@ class Shortcut:
 
     def _seen(self, statements: Statements) -> sa.CTE:
         """The slot, counted, then locked: none if that takes waiting, or it does not fit."""
-        slots = self._slots
         counted = statements.count.add_columns(_VERSION.label("version")).cte("counted")
-        locked = (
-            sa.select(_VERSION.label("version"))
-            .select_from(slots.table)
-            .where(self._is_asked_for())
-            .with_for_update(skip_locked=True)
-            .cte("locked")
-        )
+        locked = self._locked()
         fitting = (
             sa.select(counted)
-            .join(locked, locked.c.version == counted.c.version)
+            .join(locked, self._is_version(counted, locked))
             .where(
                 counted.c.is_open == 1,
                 counted.c.due == 0,
@@ -156,17 +149,36 @@ class Shortcut:
             )
             .cte("fitting")
         )
-        written = (
+        written = self._written(fitting)
+        return (
+            sa.select(fitting.c.slot_id, fitting.c.scope, fitting.c.now)
+            .join(written, written.c.slot_id == fitting.c.slot_id)
+            .cte("slot")
+        )
+
+    def _locked(self) -> sa.CTE:
+        return (
+            sa.select(_VERSION.label("version"))
+            .select_from(self._slots.table)
+            .where(self._is_asked_for())
+            .with_for_update(skip_locked=True)
+            .cte("locked")
+        )
+
+    def _is_version(self, counted: sa.CTE, locked: sa.CTE) -> sa.ColumnElement[bool]:
+        """Whether nobody has written the row since it was counted."""
+        condition: sa.ColumnElement[bool] = locked.c.version == counted.c.version
+        return condition
+
+    def _written(self, fitting: sa.CTE) -> sa.CTE:
+        """The row written: that is how others see that it has been in our hands."""
+        slots = self._slots
+        return (
             sa.update(slots.table)
             .values({slots.remaining: slots.remaining})
             .where(sa.select(fitting.c.version).scalar_subquery() == _VERSION)
             .returning(slots.slot_id)
             .cte("written")
-        )
-        return (
-            sa.select(fitting.c.slot_id, fitting.c.scope, fitting.c.now)
-            .join(written, written.c.slot_id == fitting.c.slot_id)
-            .cte("slot")
         )
 
     def _insert(self, holds: sa.Table, slot: sa.CTE) -> Any:

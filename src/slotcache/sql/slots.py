@@ -81,6 +81,7 @@ class SqlSlots:
     """
 
     _ledger: type[SqlLedger] = SqlLedger
+    _shortcuts: type[Shortcut] = Shortcut
     _new_id: Callable[[], UUID] = staticmethod(uuid4)
 
     def __init__(
@@ -94,8 +95,8 @@ class SqlSlots:
         id_type: type[SlotId] = int,
         clock: Clock | None = None,
     ) -> None:
-        if claim not in CLAIMS:
-            raise ValueError(f"claim must be one of {', '.join(CLAIMS)}, not {claim!r}")
+        if claim not in tuple(CLAIMS):
+            raise ValueError(f"claim must be {' or '.join(map(repr, CLAIMS))}, not {claim!r}")
         self._engine = engine
         self._claim = CLAIMS[claim]
         self._database = _database_of(engine)(engine, clock=clock)
@@ -108,7 +109,7 @@ class SqlSlots:
         self._statements = Statements(
             self._slots, self._holds, keys, claim=self._claim, database=self._database
         )
-        self._shortcut = self._find_shortcut()
+        self._shortcut = self._shortcut_on(self._database)
         self._lists = ListReader(self._database, self._statements)
         # For tests and scripts, which close nothing. Not at exit, where a load may be running.
         weakref.finalize(self, _close_if_free, self._lists, self._database).atexit = False
@@ -140,6 +141,8 @@ class SqlSlots:
             id_type: As for the class.
             clock: As for the class.
         """
+        if "://" in str(path):
+            raise ValueError("path is a file, not a URL: write SqlSlots(create_engine(url))")
         engine, keeper = engine_in_memory() if path == ":memory:" else (engine_on(path), None)
         try:
             made = cls(
@@ -304,12 +307,12 @@ class SqlSlots:
                 return hold
         return self._transact(lambda ledger: ledger.create(request), changed, lock_wait=lock_wait)
 
-    def _find_shortcut(self) -> Shortcut | None:
+    def _shortcut_on(self, database: Database) -> Shortcut | None:
         # Another ledger (the broken twins of the tests) is to see every hold.
-        if not isinstance(self._database, Postgres) or self._ledger is not SqlLedger:
+        if not isinstance(database, Postgres) or self._ledger is not SqlLedger:
             return None
-        return Shortcut(
-            self._database,
+        return self._shortcuts(
+            database,
             self._slots,
             self._holds,
             self._statements,
@@ -346,7 +349,10 @@ class SqlSlots:
 
 def _database_of(engine: object) -> type[Database]:
     if not isinstance(engine, sa.Engine):
-        raise TypeError(f"engine must be a sqlalchemy.Engine, not {engine!r}")
+        raise TypeError(
+            f"engine must be a sqlalchemy.Engine, not {engine!r}: write create_engine(url); "
+            "asyncio is not supported yet"
+        )
     name = engine.dialect.name
     kinds: Mapping[str, type[Database]] = {
         "sqlite": Sqlite,

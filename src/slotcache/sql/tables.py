@@ -31,6 +31,8 @@ ColumnNames: TypeAlias = Mapping[str, Any]
 HELD = sa.literal_column(f"'{HoldState.HELD.value}'", sa.String)
 """Written into the statements, not bound: only so can SQLite use an index of held rows alone."""
 
+_TRANSACTIONAL: Mapping[str, Any] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+
 _REQUIRED = ("slot_id", "capacity", "remaining")
 _ID_COLUMNS: Mapping[type, TypeEngine[Any]] = {
     # BIGINT would not be SQLite's rowid, and cost an index of its own.
@@ -89,6 +91,7 @@ def shipped_slots(id_type: type[SlotId]) -> sa.Table:
         # The last guard of P6: it holds against every writer, slotcache or not.
         sa.CheckConstraint("0 <= remaining AND remaining <= capacity", name="slots_places"),
         sa.Index("slots_by_scope", "scope", "slot_id"),
+        **_TRANSACTIONAL,
     )
 
 
@@ -108,6 +111,7 @@ def holds_of(slots: SlotColumns) -> sa.Table:
         sa.Column("owner", ExactText(255)),
         sa.CheckConstraint("quantity >= 1", name="slot_holds_quantity"),
         sa.CheckConstraint(f"state IN ({states})", name="slot_holds_state"),
+        **_TRANSACTIONAL,
     )
     # The live holds of one slot without a look at its past ones, or at the rows at all.
     sa.Index(
@@ -143,6 +147,7 @@ def keys_of(holds: sa.Table) -> sa.Table:
         sa.Column("request", sa.String(64), nullable=False),
         sa.Column("hold_id", holds.c.id.type, nullable=False),
         sa.Index("slot_hold_keys_by_hold", "hold_id"),
+        **_TRANSACTIONAL,
     )
 
 

@@ -34,6 +34,7 @@ def sandbox(
     *,
     policy: AvailabilityPolicy = AvailabilityPolicy(),
     hold_policy: HoldPolicy = HoldPolicy(),
+    claim: str = "counted",
 ) -> Sandbox:
     """Return a service and its holds over a new table in memory, all places free.
 
@@ -41,6 +42,7 @@ def sandbox(
         capacities: The slots, and how many places each has. Their ids are all of one type.
         policy: Of the service.
         hold_policy: Of the holds.
+        claim: Of the table.
 
     Examples:
         >>> service, holds, clock = sandbox({"A": 2})
@@ -53,7 +55,7 @@ def sandbox(
     """
     id_type = type(next(iter(capacities), 0))
     clock = ManualClock()
-    slots = SqlSlots.sqlite(":memory:", id_type=id_type, clock=clock)
+    slots = SqlSlots.sqlite(":memory:", claim=claim, id_type=id_type, clock=clock)
     slots.create_tables()
     slots.add(capacities.items())
     service = SlotAvailabilityService(slots, policy=policy, clock=clock)
