@@ -1,8 +1,9 @@
 """A hold in one statement, on PostgreSQL: while its slot is locked, nobody waits for a network.
 
-Most requests are plain: the slot is open, there is room, nothing is due, nobody else is at it. For
-these the whole transaction is one statement, which commits by itself. It makes the hold, or it
-changes nothing; then the ledger does it step by step, and says why.
+Most requests are plain: the slot is open, there is room, nothing is due, there is no key, and in
+`counted` nobody else is at it. For these the whole transaction is one statement, which commits by
+itself. It makes the hold, or it changes nothing; then the ledger does it step by step, and says
+why.
 
 All that a statement reads is as of its start. What makes that safe differs by claim:
 
