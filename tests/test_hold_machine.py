@@ -1,173 +1,392 @@
-"""Any sequence of operations and times, against a model that is too simple to be wrong."""
+"""Any sequence of operations, times and restarts, against a model too simple to be wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace as but
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import pytest
-from hypothesis import settings
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
+    initialize,
     invariant,
     multiple,
+    precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from slotcache import (
     AvailabilityPolicy,
+    CapacityTooLow,
     Hold,
     HoldExpired,
     HoldManager,
+    HoldNotFound,
+    HoldPolicy,
     HoldState,
+    IdempotencyConflict,
     IllegalTransition,
     Scope,
     SlotAvailabilityService,
+    SlotcacheError,
     SlotFull,
+    SlotNotFound,
 )
 from slotcache.sql import SqlSlots
+from slotcache.sql.engines import engine_in_memory
+from slotcache.sql.sqlite import Sqlite
 from slotcache.testing import ManualClock
 
-from .support.sql import query
+from .support.sql import CLAIMS, ON_SERVERS, Place, empty, engine_for, query
 
-CAPACITIES = {1: 3, 2: 1, 3: 5, 4: 2}
-SCOPES = {1: "a", 2: "a", 3: "b", 4: None}
+HELD, CONFIRMED, CANCELLED, EXPIRED = HoldState
+
+CAPACITIES = {1: 3, 2: 5, 3: 2}
+SCOPES = {1: "a", 2: "b", 3: None}
+UNKNOWN = 9
+POLICY = HoldPolicy(ttl=5, max_lifetime=10)
+THOROUGH = settings().max_examples > 100
+
+# Whole and half seconds, so that holds fall due together, and at the instant looked at.
+seconds = st.integers(1, 20).map(lambda halves: halves / 2)
+slot_ids = st.sampled_from([*CAPACITIES, *CAPACITIES, UNKNOWN])
+owners = st.sampled_from([None, "ann", "Ann"])
+
+
+class Wish(NamedTuple):
+    """What somebody asks `create` for."""
+
+    slot_id: int
+    quantity: int
+    ttl: float | None
+    owner: str | None
+    key: str | None
+
+
+wishes = st.builds(
+    Wish,
+    slot_id=slot_ids,
+    quantity=st.sampled_from([1, 1, 2, 2, 3, 6]),
+    ttl=seconds | st.none(),
+    owner=owners,
+    key=st.sampled_from([None, None, "k", "K"]),
+)
 
 
 @dataclass
 class ModelHold:
-    """A hold as the naive model has it. `noted`: EXPIRED stands in the table."""
+    """A hold as the naive model has it. `ended_at`: since when it is over, if that is written."""
 
     slot_id: int
     quantity: int
+    created_at: float
     expires_at: float
-    state: HoldState = HoldState.HELD
-    noted: bool = False
+    owner: str | None
+    state: HoldState = HELD
+    ended_at: float | None = None
+
+    @property
+    def is_unnoted(self) -> bool:
+        """Whether a sweeper would write it down."""
+        return self.state is EXPIRED and self.ended_at is None
+
+    def note(self) -> None:
+        self.ended_at = self.expires_at
 
 
 @dataclass
 class Model:
-    """What the table must be, in dicts."""
+    """What the tables must be, in dicts."""
 
+    capacities: dict[int, int] = field(default_factory=lambda: dict(CAPACITIES))
     holds: dict[UUID, ModelHold] = field(default_factory=dict)
+    keys: dict[tuple[str | None, str], UUID] = field(default_factory=dict)
+    closed: int | None = None
     now: float = 0.0
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         for hold in self.holds.values():
-            if hold.state is HoldState.HELD and hold.expires_at <= self.now:
-                hold.state = HoldState.EXPIRED
+            if hold.state is HELD and hold.expires_at <= self.now:
+                hold.state = EXPIRED
 
-    def live(self, slot_id: int) -> list[ModelHold]:
-        return [
-            hold
-            for hold in self.holds.values()
-            if hold.slot_id == slot_id and hold.state is HoldState.HELD
-        ]
-
-    def free(self, slot_id: int) -> int:
-        taken = (HoldState.HELD, HoldState.CONFIRMED)
-        return CAPACITIES[slot_id] - sum(
+    def places(self, slot_id: int, *states: HoldState) -> int:
+        return sum(
             hold.quantity
             for hold in self.holds.values()
-            if hold.slot_id == slot_id and hold.state in taken
+            if hold.slot_id == slot_id and hold.state in states
         )
 
-    def unnoted(self) -> list[ModelHold]:
-        """The due holds that a sweeper would write down."""
+    def free(self, slot_id: int) -> int:
+        return self.capacities[slot_id] - self.places(slot_id, HELD, CONFIRMED)
+
+    def column(self, slot_id: int, claim: str) -> int:
+        """What `remaining` must be: in claim on_hold due holds are off it until they are noted."""
+        if claim == "counted":
+            return self.capacities[slot_id] - self.places(slot_id, CONFIRMED)
+        return self.free(slot_id) - sum(hold.quantity for hold in self.unnoted(slot_id))
+
+    def unnoted(self, slot_id: int | None = None) -> list[ModelHold]:
         return [
             hold
             for hold in self.holds.values()
-            if hold.state is HoldState.EXPIRED and not hold.noted
+            if hold.is_unnoted and slot_id in (None, hold.slot_id)
+        ]
+
+    def listed(self, scope: str | None) -> list[int]:
+        return [
+            slot_id
+            for slot_id in CAPACITIES
+            if slot_id != self.closed and scope in (None, SCOPES[slot_id])
         ]
 
     def rows(self, scope: str | None) -> list[tuple[int, int, int]]:
-        return [(slot_id, CAPACITIES[slot_id], self.free(slot_id)) for slot_id in listed(scope)]
+        return [
+            (slot_id, self.capacities[slot_id], self.free(slot_id))
+            for slot_id in self.listed(scope)
+        ]
 
-    def next_end(self, scope: str | None) -> float | None:
-        ends = [hold.expires_at for slot_id in listed(scope) for hold in self.live(slot_id)]
+    def valid_for(self, scope: str | None) -> float | None:
+        listed = self.listed(scope)
+        live = [hold for hold in self.holds.values() if hold.state is HELD]
+        ends = [hold.expires_at - self.now for hold in live if hold.slot_id in listed]
         return min(ends, default=None)
 
-
-def listed(scope: str | None) -> list[int]:
-    return [slot_id for slot_id in CAPACITIES if scope in (None, SCOPES[slot_id])]
+    def forget(self, older_than: float) -> int:
+        old = {
+            hold_id
+            for hold_id, hold in self.holds.items()
+            if hold.ended_at is not None and hold.ended_at <= self.now - older_than
+        }
+        self.holds = {key: hold for key, hold in self.holds.items() if key not in old}
+        self.keys = {key: hold_id for key, hold_id in self.keys.items() if hold_id not in old}
+        return len(old)
 
 
 class HoldMachine(RuleBasedStateMachine):
-    """Does the same to the table and to the model, and compares after each step."""
+    """Does the same to the tables and to the model, and compares after each step."""
 
     ids = Bundle("ids")
 
-    def __init__(self) -> None:
+    def __init__(self, engine: sa.Engine, claim: str) -> None:
         super().__init__()
+        self.engine, self.claim = engine, claim
         self.clock = ManualClock()
         self.start = self.clock.now()
-        self.slots = SqlSlots.sqlite(":memory:", clock=self.clock)
-        self.slots.create_tables()
+        self.told: list[Any] = []
+        self.model = Model()
+        self.begin()
+        empty(self.slots)
         for slot_id, capacity in CAPACITIES.items():
             self.slots.add([(slot_id, capacity)], scope=SCOPES[slot_id])
-        self.told: list[Any] = []
+
+    def begin(self) -> None:
+        """Make all that a process has."""
+        self.made = 0
+        closed = sa.bindparam(
+            "closed", callable_=lambda: self.model.closed or 0, type_=sa.Integer()
+        )
+        self.slots = SqlSlots(
+            self.engine,
+            where=sa.literal_column("slots.slot_id", sa.Integer()) != closed,
+            claim=self.claim,
+            clock=self.clock,
+        )
+        if isinstance(self.slots._database, Sqlite):
+            self.slots._database.own(None)  # as `SqlSlots.sqlite`; but the tables outlive it
         self.service = SlotAvailabilityService(
             self.slots, clock=self.clock, policy=AvailabilityPolicy(min_ttl=0)
         )
-        self.holds = HoldManager(self.slots, on_change=self.changed)
-        self.model = Model()
+        self.holds = HoldManager(self.slots, on_change=self.changed, policy=POLICY)
 
     def changed(self, scope: Scope | None) -> None:
         self.told.append(scope)
         self.service.clear_availability_cache(scope)
 
     def teardown(self) -> None:
+        self.service.close()
         self.slots.close()
 
-    @rule(
-        target=ids,
-        slot_id=st.sampled_from(list(CAPACITIES)),
-        quantity=st.integers(1, 6),
-        # Whole and half seconds, so that holds fall due together, and at the instant looked at.
-        ttl=st.integers(1, 20).map(lambda halves: halves / 2),
-    )
-    def create(self, slot_id: int, quantity: int, ttl: float) -> Any:
-        free = self.model.free(slot_id)
-        if quantity > free:
-            with pytest.raises(SlotFull) as refused:
-                self.holds.create(slot_id, quantity, ttl=ttl)
-            assert refused.value.remaining == free
-            self.expect_told()
-            return multiple()
-        hold = self.holds.create(slot_id, quantity, ttl=ttl)
-        for due in self.model.unnoted():
-            due.noted = due.noted or due.slot_id == slot_id
-        self.model.holds[hold.id] = ModelHold(slot_id, quantity, self.model.now + ttl)
-        self.compare(hold)
-        self.expect_told(SCOPES[slot_id])
-        return hold.id
+    @initialize(target=ids, wished=st.lists(wishes, min_size=3, max_size=6))
+    def open(self, wished: list[Wish]) -> MultipleResults[UUID]:
+        """There are some holds, also where the machine happens to make no others."""
+        return multiple(*chain.from_iterable(map(self.made_by, wished)))
+
+    @rule(target=ids, wished=st.lists(wishes, min_size=1, max_size=3))
+    def create(self, wished: list[Wish]) -> MultipleResults[UUID]:
+        return multiple(*chain.from_iterable(map(self.made_by, wished)))
+
+    def made_by(self, wish: Wish) -> list[UUID]:
+        slot_id, quantity, ttl, owner, key = wish
+
+        def create() -> Hold:
+            return self.holds.create(slot_id, quantity, ttl=ttl, owner=owner, idempotency_key=key)
+
+        earlier = None if key is None else self.model.keys.get((owner, key))
+        if earlier is not None:
+            self.check_repetition(create, earlier, slot_id, quantity)
+        elif slot_id not in self.model.listed(None):
+            self.check_refusal(create, SlotNotFound, slot_id=slot_id)
+        elif quantity > (free := self.model.free(slot_id)):
+            self.check_refusal(create, SlotFull, requested=quantity, remaining=free)
+        else:
+            has_room = quantity <= self.model.column(slot_id, self.claim)
+            hold = create()
+            self.note_swept(slot_id, needed=self.claim == "counted" or not has_room)
+            expires_at = self.model.now + (ttl or POLICY.ttl)
+            self.model.holds[hold.id] = ModelHold(
+                slot_id, quantity, self.model.now, expires_at, owner
+            )
+            if key is not None:
+                self.model.keys[owner, key] = hold.id
+            self.made += 1
+            assert hold == self.expected(hold.id)
+            self.check_told(SCOPES[slot_id])
+            return [hold.id]
+        return []
+
+    def note_swept(self, slot_id: int, *, needed: bool) -> None:
+        """An operation wrote down all that was due in the slot; or none, if it can do without."""
+        ((written,),) = query(self.slots, "SELECT count(*) FROM slot_holds WHERE state = 'expired'")
+        ended = [hold for hold in self.model.holds.values() if hold.state is EXPIRED]
+        left = len(ended) - written
+        others = len(self.model.unnoted()) - len(self.model.unnoted(slot_id))
+        if needed or left == others:
+            assert left == others
+            for due in self.model.unnoted(slot_id):
+                due.note()
+        else:
+            assert left == len(self.model.unnoted())
+
+    @precondition(lambda self: self.model.keys)
+    @rule(data=st.data(), ttl=seconds)
+    def create_again(self, data: st.DataObject, ttl: float) -> None:
+        made = sorted(self.model.keys.items(), key=str)
+        (owner, key), hold_id = data.draw(st.sampled_from(made))
+        hold = self.model.holds[hold_id]
+        assert self.made_by(Wish(hold.slot_id, hold.quantity, ttl, owner, key)) == []
+
+    def check_repetition(
+        self, create: Callable[[], Hold], earlier: UUID, slot_id: int, quantity: int
+    ) -> None:
+        hold = self.model.holds[earlier]
+        if (hold.slot_id, hold.quantity) == (slot_id, quantity):
+            assert create() == but(self.expected(earlier), replayed=True)
+            self.check_told()
+        else:
+            self.check_refusal(create, IdempotencyConflict, hold_id=earlier)
 
     @rule(hold_id=ids)
     def confirm(self, hold_id: UUID) -> None:
-        expected = self.model.holds[hold_id]
-        refusal = {HoldState.EXPIRED: HoldExpired, HoldState.CANCELLED: IllegalTransition}
-        if expected.state in refusal:
-            with pytest.raises(refusal[expected.state]):
-                self.holds.confirm(hold_id)
-            self.expect_told()
-        else:
-            self.moved(self.holds.confirm(hold_id), expected, HoldState.CONFIRMED)
+        refusals = {EXPIRED: HoldExpired, CANCELLED: IllegalTransition}
+        self.move(hold_id, lambda: self.holds.confirm(hold_id), CONFIRMED, refusals)
 
     @rule(hold_id=ids)
     def cancel(self, hold_id: UUID) -> None:
-        expected = self.model.holds[hold_id]
-        to = expected.state if expected.state is HoldState.EXPIRED else HoldState.CANCELLED
-        self.moved(self.holds.cancel(hold_id), expected, to)
+        hold = self.model.holds.get(hold_id)
+        ends_as = EXPIRED if hold is not None and hold.state is EXPIRED else CANCELLED
+        self.move(hold_id, lambda: self.holds.cancel(hold_id), ends_as, {})
 
-    @rule(hold_id=ids)
-    def get(self, hold_id: UUID) -> None:
-        self.compare(self.holds.get(hold_id))
-        self.expect_told()
+    def move(
+        self,
+        hold_id: UUID,
+        operation: Callable[[], Hold],
+        to: HoldState,
+        refusals: dict[HoldState, type[SlotcacheError]],
+    ) -> None:
+        hold = self.model.holds.get(hold_id)
+        if hold is None:
+            self.check_refusal(operation, HoldNotFound, hold_id=hold_id)
+        elif hold.state in refusals:
+            self.check_refusal(operation, refusals[hold.state], hold_id=hold_id)
+        elif hold.state is to:
+            assert operation() == but(self.expected(hold_id), replayed=True)
+            self.check_told()
+        else:
+            hold.state = to
+            hold.ended_at = self.model.now if to is CANCELLED else None
+            assert operation() == self.expected(hold_id)
+            self.check_told(SCOPES[hold.slot_id])
 
+    @rule(hold_id=ids, ttl=seconds)
+    def extend(self, hold_id: UUID, ttl: float) -> None:
+        def extend() -> Hold:
+            return self.holds.extend(hold_id, ttl)
+
+        hold = self.model.holds.get(hold_id)
+        if hold is None:
+            self.check_refusal(extend, HoldNotFound, hold_id=hold_id)
+        elif hold.state is not HELD:
+            refusal = HoldExpired if hold.state is EXPIRED else IllegalTransition
+            self.check_refusal(extend, refusal, hold_id=hold_id)
+        else:
+            before = hold.expires_at
+            until = min(self.model.now + ttl, hold.created_at + POLICY.max_lifetime)
+            hold.expires_at = max(before, until)
+            assert extend() == but(self.expected(hold_id), replayed=until <= before)
+            self.check_told()
+
+    @rule(
+        hold_id=ids,
+        slot_id=slot_ids | st.none(),
+        owner=owners,
+        limit=st.sampled_from([1, 2, 100]),
+        scope=st.sampled_from([None, "a", "b"]),
+    )
+    def look(
+        self, hold_id: UUID, slot_id: int | None, owner: str | None, limit: int, scope: str | None
+    ) -> None:
+        if hold_id in self.model.holds:
+            assert self.holds.get(hold_id) == self.expected(hold_id)
+        else:
+            self.check_refusal(lambda: self.holds.get(hold_id), HoldNotFound, hold_id=hold_id)
+        for state in (None, *HoldState):
+            expected = [
+                hold
+                for hold in self.expected_holds()
+                if slot_id in (None, hold.slot_id)
+                and owner in (None, hold.owner)
+                and state in (None, hold.state)
+            ]
+            found = self.holds.find(slot_id=slot_id, owner=owner, state=state, limit=limit)
+            assert found == expected[:limit]
+        loaded = self.slots.load(scope)
+        assert [tuple(row) for row in loaded.availability] == self.model.rows(scope)
+        assert loaded.valid_for == self.model.valid_for(scope)
+        self.check_told()
+
+    @rule(slot_id=slot_ids, capacity=st.integers(0, 8))
+    def set_capacity(self, slot_id: int, capacity: int) -> None:
+        def resize() -> None:
+            self.holds.set_capacity(slot_id, capacity)
+
+        lowest = self.model.places(slot_id, HELD, CONFIRMED)
+        if slot_id == UNKNOWN:
+            self.check_refusal(resize, SlotNotFound, slot_id=slot_id)
+        elif capacity < lowest:
+            self.check_refusal(resize, CapacityTooLow, requested=capacity, lowest=lowest)
+        elif capacity == self.model.capacities[slot_id]:
+            resize()
+            self.check_told()
+        else:
+            resize()
+            self.model.capacities[slot_id] = capacity
+            self.note_swept(slot_id, needed=True)
+            self.check_told(SCOPES[slot_id])
+
+    @precondition(lambda self: self.model.unnoted())
     @rule(limit=st.integers(1, 4))
     def expire_due(self, limit: int) -> None:
         due = self.model.unnoted()
@@ -175,54 +394,131 @@ class HoldMachine(RuleBasedStateMachine):
         assert self.holds.expire_due(limit) == min(limit, len(due))
         # Of holds that ended in the same instant any may be written first: ask which.
         expired = query(self.slots, "SELECT id FROM slot_holds WHERE state = 'expired'")
-        written = [self.model.holds[UUID(key)] for (key,) in expired]
-        written = [hold for hold in written if not hold.noted]
+        written = [self.model.holds[UUID(str(key))] for (key,) in expired]
+        written = [hold for hold in written if hold.is_unnoted]
         ends = [hold.expires_at for hold in due[:limit]]
         assert sorted(hold.expires_at for hold in written) == ends
         for hold in written:
-            hold.noted = True
-        self.expect_told(*{SCOPES[hold.slot_id] for hold in written})
+            hold.note()
+        self.check_told(*{SCOPES[hold.slot_id] for hold in written})
+
+    @precondition(lambda self: any(hold.ended_at for hold in self.model.holds.values()))
+    @rule(older_than=st.integers(0, 12).map(lambda halves: halves / 2))
+    def purge(self, older_than: float) -> None:
+        assert self.holds.purge(older_than) == self.model.forget(older_than)
+        self.check_told()
 
     @rule(halves=st.integers(0, 12))
     def pass_time(self, halves: int) -> None:
         self.clock.advance(halves / 2)
         self.model.pass_time(halves / 2)
 
+    @rule(slot_id=st.sampled_from([*CAPACITIES, None]))
+    def close(self, slot_id: int | None) -> None:
+        """Somebody changes what `where` lets through, and clears the lists, as he has to."""
+        self.model.closed = slot_id
+        self.service.clear_availability_cache()
+
+    @precondition(lambda self: self.made >= 3)
+    @rule()
+    def restart(self) -> None:
+        """The process ends, and another begins on the same tables."""
+        self.service.close()
+        self.slots.close()
+        self.engine.dispose()
+        self.begin()
+
     @invariant()
     def lists_agree(self) -> None:
-        """The table's list, and the one that everybody is shown (P1), also when a hold ended."""
+        """The lists that everybody is shown (P1), also when a hold ended."""
         for scope in (None, "a", "b", "elsewhere"):
-            loaded = self.slots.load(scope)
-            end = self.model.next_end(scope)
-            assert [tuple(row) for row in loaded.availability] == self.model.rows(scope)
-            assert self.service.get_availability(scope) == loaded.availability
-            assert loaded.valid_for == (None if end is None else end - self.model.now)
+            shown = self.service.get_availability(scope)
+            assert [tuple(row) for row in shown] == self.model.rows(scope)
+
+    @invariant()
+    def holds_agree(self) -> None:
+        assert self.holds.find() == self.expected_holds()
 
     @invariant()
     def books_balance(self) -> None:
-        for slot_id in CAPACITIES:
-            assert 0 <= self.model.free(slot_id) <= CAPACITIES[slot_id]
-        rows = query(self.slots, "SELECT slot_id, capacity, remaining FROM slots")
-        assert all(0 <= remaining <= capacity for _, capacity, remaining in rows)
+        """The rows, as others read them (P6)."""
+        ((keys,),) = query(self.slots, "SELECT count(*) FROM slot_hold_keys")
+        rows = query(self.slots, "SELECT slot_id, capacity, remaining FROM slots ORDER BY slot_id")
+        assert keys == len(self.model.keys)
+        for slot_id, capacity in self.model.capacities.items():
+            assert 0 <= self.model.free(slot_id) <= capacity
+        assert rows == [
+            (slot_id, capacity, self.model.column(slot_id, self.claim))
+            for slot_id, capacity in self.model.capacities.items()
+        ]
 
-    def moved(self, hold: Hold, expected: ModelHold, to: HoldState) -> None:
-        replayed = expected.state is to
-        assert hold.replayed == replayed
-        expected.state = to
-        self.compare(hold)
-        self.expect_told(*([] if replayed else [SCOPES[expected.slot_id]]))
+    def expected_holds(self) -> list[Hold]:
+        """All of them, the latest first."""
+        holds = map(self.expected, self.model.holds)
+        return sorted(holds, key=lambda hold: (-hold.created_at.timestamp(), hold.id))
 
-    def compare(self, hold: Hold) -> None:
-        expected = self.model.holds[hold.id]
-        assert (hold.slot_id, hold.quantity) == (expected.slot_id, expected.quantity)
-        assert hold.scope == SCOPES[expected.slot_id]
-        assert hold.state is expected.state
-        assert hold.expires_at.timestamp() == self.start + expected.expires_at
+    def expected(self, hold_id: UUID) -> Hold:
+        hold = self.model.holds[hold_id]
+        return Hold(
+            id=hold_id,
+            slot_id=hold.slot_id,
+            scope=SCOPES[hold.slot_id],
+            quantity=hold.quantity,
+            state=hold.state,
+            created_at=self.instant(hold.created_at),
+            expires_at=self.instant(hold.expires_at),
+            owner=hold.owner,
+        )
 
-    def expect_told(self, *scopes: str | None) -> None:
+    def instant(self, seconds: float) -> datetime:
+        return datetime.fromtimestamp(self.start + seconds, UTC)
+
+    def check_refusal(
+        self, operation: Callable[[], object], kind: type[SlotcacheError], **fields: object
+    ) -> None:
+        with pytest.raises(kind) as refused:
+            operation()
+        assert {name: getattr(refused.value, name) for name in fields} == fields
+        self.check_told()
+
+    def check_told(self, *scopes: str | None) -> None:
         assert sorted(map(str, self.told)) == sorted(map(str, scopes))
         self.told.clear()
 
 
-HoldMachine.TestCase.settings = settings(stateful_step_count=40)
-TestHoldMachine = HoldMachine.TestCase
+@contextmanager
+def engine_on(kind: str, place: Place) -> Iterator[sa.Engine]:
+    """An engine on tables that outlive every connection to them."""
+    if kind == "memory":
+        engine, keeper = engine_in_memory()
+        with closing(keeper):
+            yield engine
+            engine.dispose()
+    else:
+        with engine_for(kind, place) as given:
+            assert given is not None
+            yield given
+
+
+def effort(kind: str) -> settings:
+    """A query to a server takes its time: there the sequences are fewer."""
+    on_server = 500 if THOROUGH else 6
+    return settings(
+        max_examples=on_server if kind in ON_SERVERS else settings().max_examples // 4,
+        stateful_step_count=30 if kind in ON_SERVERS else 40,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+@pytest.mark.timeout(3_600 if THOROUGH else 120)
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("kind", ["memory", *ON_SERVERS])
+def test_any_sequence_of_operations_does_what_the_model_does(
+    kind: str, claim: str, place_of: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slotcache.holds._PURGED_AT_ONCE", 2)
+    with engine_on(kind, place_of(kind)) as engine:
+        with SqlSlots(engine) as slots:
+            slots.create_tables()
+        machine = cast(Any, lambda: HoldMachine(engine, claim))
+        run_state_machine_as_test(machine, settings=effort(kind))

@@ -50,7 +50,7 @@ class TestOneStatement:
         hold = holds.create(1, 3, ttl=60, owner="Ann")
 
         kinds = [each.split()[0] for each in sent]
-        assert kinds == ["SELECT", "WITH", "SELECT"]  # the first and last set the patience
+        assert kinds == ["SELECT", "WITH"]  # the first sets the patience, the other puts it back
         assert holds.get(hold.id) == hold
         assert (hold.scope, hold.quantity, hold.owner) == ("a", 3, "Ann")
         assert (hold.expires_at - hold.created_at).total_seconds() == 60

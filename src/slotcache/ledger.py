@@ -98,7 +98,7 @@ class Ledger(Protocol):
         """Return holds that ended so many seconds ago, the first to end first, locking nothing."""
 
     def purge(self, ended: Sequence[UUID]) -> Change[int]:
-        """Forget these holds, and their keys; return how many others have left to forget."""
+        """Forget these holds, and their keys; return how many there still were."""
 
 
 class HoldTable(Protocol):

@@ -49,6 +49,9 @@ class Database(ABC):
     skips_locked: ClassVar[bool]
     """Whether a statement can leave out the rows that others have locked."""
 
+    joins_lateral: ClassVar[bool] = False
+    """Whether a joined sub-query may look at the row that it is joined to, and has to."""
+
     writes_alone = False
     """Whether nobody else writes to anything from the beginning of a transaction to its end."""
 

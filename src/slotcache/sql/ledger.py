@@ -211,7 +211,7 @@ class SqlLedger:
         return self._run(self._statements.ended, p_before=before, p_limit=limit).scalars().all()
 
     def purge(self, ended: Sequence[UUID]) -> Change[int]:
-        """Forget these holds, and their keys; return how many others have left to forget."""
+        """Forget these holds, and their keys; return how many there still were."""
         self._run(self._statements.delete_keys, p_holds=ended)
         return Change(self._run(self._statements.delete_holds, p_holds=ended).rowcount, ())
 

@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -24,6 +25,21 @@ from slotcache.sql.database import Database
 __all__ = ["Mysql", "Postgres"]
 
 _CREATING = "slotcache: create_tables"
+
+
+@dataclass(slots=True)
+class Turn:
+    """A connection whose session has been told how long to wait for locks.
+
+    Attributes:
+        connection: The connection.
+        patience_before: How long it would have waited.
+        patience_is_back: Whether it does so again.
+    """
+
+    connection: sa.Connection
+    patience_before: str
+    patience_is_back: bool = False
 
 
 class _Server(Database):
@@ -63,6 +79,8 @@ class _Server(Database):
 class Postgres(_Server):
     """PostgreSQL."""
 
+    joins_lateral = True
+
     # Of the statement; the same for `SELECT` and its sub-queries, however often it is asked for.
     _moment = sa.select(sa.func.clock_timestamp(type_=Instant()).label("now")).cte("moment")
 
@@ -95,27 +113,30 @@ class Postgres(_Server):
             yield connection
 
     @contextmanager
-    def at_once(self, lock_wait: float) -> Iterator[sa.Connection]:
+    def at_once(self, lock_wait: float) -> Iterator[Turn]:
         """Lend a connection on which each statement is a transaction of its own.
 
         Its isolation is the engine's default. The wait for locks is set before the statement,
         since a table that somebody alters is waited for before any of it runs.
         """
         with self._translated(lock_wait), self._at_once.connect() as connection:
-            before = self._set_patience(connection, self._milliseconds(lock_wait))
+            turn = Turn(connection, self._set_patience(connection, self._milliseconds(lock_wait)))
             try:
-                yield connection
+                yield turn
             finally:
                 # Tidying up must not make a change that is committed look failed.
                 with suppress(DBAPIError):
-                    if not connection.invalidated:
-                        self._set_patience(connection, before)
+                    if not (turn.patience_is_back or connection.invalidated):
+                        self._set_patience(connection, turn.patience_before)
+
+    def put_patience_back(self, before: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+        """What a statement does that puts it back by itself, if it comes to that."""
+        return sa.func.set_config("lock_timeout", before, False)
 
     def _set_patience(self, connection: sa.Connection, value: str) -> str:
         """Set it for the session; return what it was."""
-        name = "lock_timeout"
-        change = sa.func.current_setting(name), sa.func.set_config(name, value, False)
-        before: str = connection.execute(sa.select(*change)).one()[0]
+        change = "SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, false)"
+        before: str = connection.exec_driver_sql(change, (value,)).one()[0]
         return before
 
     def list_engine(self) -> sa.Engine:

@@ -88,11 +88,13 @@ class Shortcut:
             "p_ttl": timedelta(seconds=request.ttl),
         }
         try:
-            with self._database.at_once(lock_wait) as connection:
+            with self._database.at_once(lock_wait) as turn:
                 if self._binds_time:
-                    parameters["p_now"] = self._database.now(connection)
+                    parameters["p_now"] = self._database.now(turn.connection)
+                parameters["p_patience"] = turn.patience_before
                 changed.append(None)  # from here on its answer may be lost
-                row = connection.execute(self._statement, parameters).one_or_none()
+                row = turn.connection.execute(self._statement, parameters).one_or_none()
+                turn.patience_is_back = row is not None
         except Disconnected as error:
             if changed:
                 raise error.otherwise from error.__cause__
@@ -200,6 +202,7 @@ class Shortcut:
                 holds.c.created_at,
                 holds.c.expires_at,
                 sa.select(slot.c.scope).scalar_subquery().label("scope"),
+                self._database.put_patience_back(sa.bindparam("p_patience")),
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -202,7 +203,7 @@ class Statements:
         their live holds alone: those of other scopes are not even looked at. A list of scopes
         that are text has one more column, the scope where it is spelled differently.
         """
-        slots, holds = self._slots, self._holds
+        slots = self._slots
         listed: list[sa.ColumnExpressionArgument[bool]] = []
         if slots.where is not None:
             listed.append(slots.where)
@@ -211,33 +212,41 @@ class Statements:
             listed.append(slots.scope == self._listed_scope)
             if slots.scope_type is str:
                 other_spelling.append(self._other_spelling(slots.scope))
-        held = self._held()
-        if listed:
-            held = held.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
-        by_slot = held.group_by(holds.slot_id).subquery("held")
+        by_slot, is_joined = self._held_by_slot(listed)
         free = self._free(by_slot.c.places)
         return (
             sa.select(slots.slot_id, slots.capacity, free, by_slot.c.next_end, *other_spelling)
-            .outerjoin_from(slots.table, by_slot, by_slot.c.slot_id == slots.slot_id)
+            .outerjoin_from(slots.table, by_slot, is_joined)
             .where(*listed)
             .order_by(slots.slot_id)
         )
 
-    def _held(self) -> sa.Select[Any]:
-        """By slot: the places by which the column is wrong, and when the first live hold ends."""
+    def _held_by_slot(
+        self, listed: Sequence[sa.ColumnExpressionArgument[bool]]
+    ) -> tuple[sa.FromClause, sa.ColumnElement[bool]]:
+        """What is held of each slot that is listed, and how it is joined to that."""
+        slots, holds, held = self._slots, self._holds, self._held()
+        of_slot = holds.slot_id == slots.slot_id
+        if listed and self._database.joins_lateral:
+            # Else PostgreSQL finds it easier to look at the holds of all slots.
+            return held.where(of_slot).correlate(slots.table).lateral("held"), sa.true()
+        if listed:
+            held = held.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
+        grouped = held.add_columns(holds.slot_id).group_by(holds.slot_id).subquery("held")
+        return grouped, grouped.c.slot_id == slots.slot_id
+
+    def _held(self) -> sa.Select[int, Any]:
+        """The places by which the column is wrong, and when the first live hold ends."""
         holds = self._holds
         if self._claim.counts_holds:
-            return sa.select(
-                holds.slot_id,
-                _total(holds.quantity).label("places"),
-                sa.func.min(holds.expires_at).label("next_end"),
-            ).where(*self._live_holds())
-        is_live = holds.expires_at > self._time
-        return sa.select(
-            holds.slot_id,
-            _total(sa.case((is_live, 0), else_=holds.quantity)).label("places"),
-            sa.func.min(sa.case((is_live, holds.expires_at))).label("next_end"),
-        ).where(holds.state == HELD)
+            places, next_end = _total(holds.quantity), sa.func.min(holds.expires_at)
+            which = self._live_holds()
+        else:
+            is_live = holds.expires_at > self._time
+            places = _total(sa.case((is_live, 0), else_=holds.quantity))
+            next_end = sa.func.min(sa.case((is_live, holds.expires_at)))
+            which = (holds.state == HELD,)
+        return sa.select(places.label("places"), next_end.label("next_end")).where(*which)
 
     def _free(self, places: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
         column, capacity = self._slots.remaining, self._slots.capacity

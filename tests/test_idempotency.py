@@ -1,0 +1,375 @@
+"""P7: however often a request is sent under one key, there is one hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from slotcache import (
+    HoldExpired,
+    HoldManager,
+    HoldNotFound,
+    HoldState,
+    IdempotencyConflict,
+    SlotFull,
+    SlotNotFound,
+)
+from slotcache.sql import SqlSlots
+from slotcache.testing import ManualClock
+
+from .support.sql import EACH, Place, check_books, free, opened, query
+
+LONGEST = "\N{SAUROPOD}" * 255
+"""As many characters as are allowed, of four bytes each."""
+
+ALIKE = ["k", "K", "k ", " k", "ä", "a", "A", "a\N{COMBINING DIAERESIS}", "ß", "ss", "1", "01"]
+"""Some collation takes each of these for another."""
+
+
+@dataclass
+class Desk:
+    """A box office: slot 1 has four places in scope "a", slot 2 has one in scope "b"."""
+
+    slots: SqlSlots
+    clock: ManualClock
+    told: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.holds = HoldManager(self.slots, on_change=self.told.append)
+
+
+class Door:
+    """A `where` that keeps one slot out; 0: none."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        closed = sa.bindparam("closed", callable_=lambda: self.closed, type_=sa.Integer())
+        self.where = sa.literal_column("slots.slot_id", sa.Integer()) != closed
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture(params=EACH, ids="-".join)
+def desk(
+    request: pytest.FixtureRequest, place_of: Callable[[str], Place], door: Door
+) -> Iterator[Desk]:
+    kind, claim = request.param
+    clock = ManualClock()
+    with opened(kind, place_of(kind), clock=clock, claim=claim, where=door.where) as slots:
+        slots.add([(1, 4)], scope="a")
+        slots.add([(2, 1)], scope="b")
+        yield Desk(slots, clock)
+        door.closed = 0
+        check_books(slots)
+
+
+class TestTheSameRequest:
+    def test_is_answered_with_the_same_hold(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3, owner="ann", idempotency_key="order 7")
+        desk.clock.advance(5)
+        desk.told.clear()
+
+        again = desk.holds.create(1, 3, owner="ann", idempotency_key="order 7")
+
+        assert not hold.replayed
+        assert again == replace(hold, replayed=True)
+        assert desk.told == []
+        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 1
+        assert free(desk.slots, 1) == 1
+
+    def test_is_so_with_another_ttl(self, desk: Desk) -> None:
+        """Who sends it again may ask for the time that is left."""
+        hold = desk.holds.create(1, ttl=60, idempotency_key="k")
+
+        again = desk.holds.create(1, ttl=30, idempotency_key="k")
+
+        assert again == replace(hold, replayed=True)
+
+    def test_without_a_key_is_another_one(self, desk: Desk) -> None:
+        first, second = desk.holds.create(1), desk.holds.create(1)
+
+        assert first.id != second.id
+        assert count(desk, "slot_hold_keys") == 0
+
+    def test_shows_a_confirmed_hold(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, idempotency_key="k")
+        desk.holds.confirm(hold.id)
+
+        again = desk.holds.create(1, idempotency_key="k")
+
+        assert again == replace(hold, state=HoldState.CONFIRMED, replayed=True)
+
+    def test_shows_a_cancelled_hold_and_makes_no_other(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, idempotency_key="k")
+        desk.holds.cancel(hold.id)
+
+        again = desk.holds.create(1, idempotency_key="k")
+
+        assert again == replace(hold, state=HoldState.CANCELLED, replayed=True)
+        assert free(desk.slots, 1) == 4
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_shows_an_expired_hold_whether_or_not_that_was_written_down(
+        self, desk: Desk, swept: bool
+    ) -> None:
+        hold = desk.holds.create(1, ttl=5, idempotency_key="k")
+        desk.clock.advance(5)
+        if swept:
+            desk.holds.expire_due()
+
+        again = desk.holds.create(1, ttl=5, idempotency_key="k")
+
+        assert again == replace(hold, state=HoldState.EXPIRED, replayed=True)
+        with pytest.raises(HoldExpired):
+            desk.holds.confirm(again.id)
+
+    def test_shows_an_extended_hold(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, ttl=5, idempotency_key="k")
+        extended = desk.holds.extend(hold.id, 60)
+
+        again = desk.holds.create(1, ttl=5, idempotency_key="k")
+
+        assert again == replace(extended, replayed=True)
+
+    def test_is_answered_although_the_slot_is_full(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 4, idempotency_key="k")
+
+        assert desk.holds.create(1, 4, idempotency_key="k").id == hold.id
+
+    def test_is_answered_although_the_slot_was_closed(self, desk: Desk, door: Door) -> None:
+        hold = desk.holds.create(1, idempotency_key="k")
+        door.closed = 1
+
+        assert desk.holds.create(1, idempotency_key="k") == replace(hold, replayed=True)
+        with pytest.raises(SlotNotFound):
+            desk.holds.create(1, idempotency_key="another")
+
+    def test_is_answered_although_the_slot_is_gone(self, desk: Desk) -> None:
+        """Foreign keys forbid that. There are those who do without."""
+        hold = desk.holds.create(1, idempotency_key="k")
+        delete_slot(desk, 1)
+
+        again = desk.holds.create(1, idempotency_key="k")
+
+        assert again == replace(hold, scope=None, replayed=True)
+        with pytest.raises(SlotNotFound):
+            desk.holds.create(1, idempotency_key="another")
+
+
+class TestAnotherRequest:
+    @pytest.mark.parametrize(("slot_id", "quantity"), [(1, 2), (2, 3), (9, 3), (1, 10**30)])
+    def test_is_refused_under_the_same_key(self, desk: Desk, slot_id: int, quantity: int) -> None:
+        hold = desk.holds.create(1, 3, owner="ann", idempotency_key="order 7")
+        desk.told.clear()
+
+        with pytest.raises(IdempotencyConflict, match="a new request needs a new key") as refused:
+            desk.holds.create(slot_id, quantity, owner="ann", idempotency_key="order 7")
+
+        assert refused.value.idempotency_key == "order 7"
+        assert refused.value.hold_id == hold.id
+        assert not refused.value.retryable
+        assert desk.told == []
+        assert count(desk, "slot_holds") == 1
+        assert desk.holds.create(1, 3, owner="ann", idempotency_key="order 7").replayed
+
+    def test_is_refused_although_the_hold_has_ended(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3, idempotency_key="k")
+        desk.holds.cancel(hold.id)
+
+        with pytest.raises(IdempotencyConflict):
+            desk.holds.create(1, 2, idempotency_key="k")
+
+
+class TestOwners:
+    def test_each_has_keys_of_his_own(self, desk: Desk) -> None:
+        made = [
+            desk.holds.create(1, owner=owner, idempotency_key="k") for owner in ("ann", "ben", None)
+        ]
+
+        assert len({hold.id for hold in made}) == 3
+        assert not any(hold.replayed for hold in made)
+
+    def test_nobody_is_one_of_them(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, idempotency_key="k")
+
+        assert desk.holds.create(1, idempotency_key="k") == replace(hold, replayed=True)
+
+    def test_another_ones_request_is_no_conflict(self, desk: Desk) -> None:
+        desk.holds.create(1, 3, owner="ann", idempotency_key="k")
+
+        assert desk.holds.create(1, 1, owner="ben", idempotency_key="k").quantity == 1
+
+    def test_an_owner_and_a_key_do_not_run_together(self, desk: Desk) -> None:
+        first = desk.holds.create(1, owner="ab", idempotency_key="c")
+
+        assert desk.holds.create(1, owner="a", idempotency_key="bc").id != first.id
+
+
+class TestExactness:
+    """Collations do not decide who gets whose hold."""
+
+    def test_keys_that_look_alike_are_different(self, desk: Desk) -> None:
+        desk.slots.add([(3, 100)])
+
+        made = {key: desk.holds.create(3, idempotency_key=key) for key in ALIKE}
+
+        assert len({hold.id for hold in made.values()}) == len(ALIKE)
+        for key, hold in made.items():
+            assert desk.holds.create(3, idempotency_key=key) == replace(hold, replayed=True)
+
+    def test_owners_that_look_alike_are_different(self, desk: Desk) -> None:
+        desk.slots.add([(3, 100)])
+
+        made = {owner: desk.holds.create(3, owner=owner, idempotency_key="k") for owner in ALIKE}
+
+        assert len({hold.id for hold in made.values()}) == len(ALIKE)
+        for owner, hold in made.items():
+            again = desk.holds.create(3, owner=owner, idempotency_key="k")
+            assert again == replace(hold, replayed=True)
+            assert desk.holds.find(owner=owner) == [hold]
+
+    def test_every_character_counts_of_as_many_as_are_allowed(self, desk: Desk) -> None:
+        other = LONGEST[:-1] + "\N{T-REX}"
+
+        hold = desk.holds.create(1, owner=LONGEST, idempotency_key=LONGEST)
+        others = [
+            desk.holds.create(1, owner=owner, idempotency_key=key)
+            for owner, key in [(LONGEST, other), (other, LONGEST)]
+        ]
+
+        again = desk.holds.create(1, owner=LONGEST, idempotency_key=LONGEST)
+        assert again == replace(hold, replayed=True)
+        assert hold.owner == LONGEST
+        assert len({hold.id, *(each.id for each in others)}) == 3
+
+    @pytest.mark.parametrize("text", ["%", "_", "'; --", "\\", "\n", "\x01", "\x7f", "\ufffd"])
+    def test_no_character_has_a_meaning(self, desk: Desk, text: str) -> None:
+        hold = desk.holds.create(1, owner=text, idempotency_key=text)
+
+        again = desk.holds.create(1, owner=text, idempotency_key=text)
+
+        assert again == replace(hold, replayed=True)
+        assert again.owner == text
+
+
+class TestRefusals:
+    """They are not remembered: the same key works when there is room."""
+
+    def test_a_full_slot(self, desk: Desk) -> None:
+        other = desk.holds.create(1, 4)
+        for _ in range(2):
+            with pytest.raises(SlotFull):
+                desk.holds.create(1, idempotency_key="k")
+
+        assert count(desk, "slot_hold_keys") == 0
+        desk.holds.cancel(other.id)
+        assert not desk.holds.create(1, idempotency_key="k").replayed
+
+    def test_a_slot_that_is_not_there(self, desk: Desk) -> None:
+        for _ in range(2):
+            with pytest.raises(SlotNotFound):
+                desk.holds.create(3, idempotency_key="k")
+
+        assert count(desk, "slot_hold_keys") == 0
+        desk.slots.add([(3, 1)])
+        assert not desk.holds.create(3, idempotency_key="k").replayed
+
+    def test_another_request_under_the_key_of_a_refused_one(self, desk: Desk) -> None:
+        with pytest.raises(SlotFull):
+            desk.holds.create(1, 5, idempotency_key="k")
+
+        assert desk.holds.create(1, 4, idempotency_key="k").quantity == 4
+
+
+class TestPurge:
+    def test_a_key_that_was_forgotten_makes_a_new_hold(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, idempotency_key="k")
+        desk.holds.cancel(hold.id)
+
+        assert desk.holds.purge(0) == 1
+        new = desk.holds.create(1, 2, idempotency_key="k")
+
+        assert not new.replayed
+        assert new.id != hold.id
+        with pytest.raises(HoldNotFound):
+            desk.holds.get(hold.id)
+
+    def test_keys_of_other_holds_stay(self, desk: Desk) -> None:
+        ended = desk.holds.create(1, owner="ann", idempotency_key="k")
+        live = desk.holds.create(1, owner="ben", idempotency_key="k")
+        sold = desk.holds.create(1, owner="ann", idempotency_key="K")
+        desk.holds.confirm(sold.id)
+        desk.holds.cancel(ended.id)
+
+        desk.holds.purge(0)
+
+        assert count(desk, "slot_hold_keys") == 2
+        assert desk.holds.create(1, owner="ben", idempotency_key="k").id == live.id
+        assert desk.holds.create(1, owner="ann", idempotency_key="K").id == sold.id
+
+
+BAD_KEYS: list[tuple[Any, type[Exception], str]] = [
+    ("", ValueError, "1 to 255 characters, not 0: write None"),
+    ("x" * 256, ValueError, "1 to 255 characters, not 256"),
+    (7, TypeError, r"must be a str or None, not 7: write str\("),
+    (b"k", TypeError, "must be a str"),
+    ("a\0b", ValueError, "has a NUL"),
+    ("\ud83e", ValueError, "half of a surrogate pair"),
+    ("a\udc00", ValueError, "half of a surrogate pair"),
+]
+
+
+@pytest.mark.parametrize("argument", ["owner", "idempotency_key"])
+@pytest.mark.parametrize(("text", "kind", "message"), BAD_KEYS)
+def test_nonsense_is_refused_with_what_to_write_instead(
+    tmp_path: Path, argument: str, text: Any, kind: type[Exception], message: str
+) -> None:
+    with opened("memory", tmp_path) as slots:
+        slots.add([(1, 4)])
+        desk = Desk(slots, ManualClock())
+        arguments: dict[str, Any] = {argument: text}
+
+        with pytest.raises(kind, match=f"^{argument} .*{message}"):
+            desk.holds.create(1, **arguments)
+
+        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 0
+
+
+def test_slots_with_names_are_told_apart(tmp_path: Path) -> None:
+    with opened("memory", tmp_path, id_type=str) as slots:
+        slots.add([("dock 4", 2), ("dock 5", 2)])
+        holds = HoldManager(slots, on_change=None)
+        hold = holds.create("dock 4", idempotency_key="k")
+
+        assert holds.create("dock 4", idempotency_key="k") == replace(hold, replayed=True)
+        with pytest.raises(IdempotencyConflict):
+            holds.create("dock 5", idempotency_key="k")
+
+
+def count(desk: Desk, table: str) -> int:
+    ((number,),) = query(desk.slots, f"SELECT count(*) FROM {table}")
+    return int(number)
+
+
+def delete_slot(desk: Desk, slot_id: int) -> None:
+    """Delete a slot that has holds, as an application without foreign keys may."""
+    switches = {
+        "sqlite": "PRAGMA foreign_keys = OFF",
+        "postgresql": "SET session_replication_role = replica",
+        "mysql": "SET foreign_key_checks = 0",
+    }
+    switches["mariadb"] = switches["mysql"]
+    connection = desk.slots.engine.raw_connection()
+    cursor = connection.cursor()
+    cursor.execute(switches[desk.slots.engine.dialect.name])
+    cursor.execute(f"DELETE FROM slots WHERE slot_id = {slot_id}")
+    connection.commit()
+    connection.invalidate()  # the switch goes with it
