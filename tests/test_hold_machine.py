@@ -242,9 +242,8 @@ class HoldMachine(RuleBasedStateMachine):
         elif quantity > (free := self.model.free(slot_id)):
             self.check_refusal(create, SlotFull, requested=quantity, remaining=free)
         else:
-            has_room = quantity <= self.model.column(slot_id, self.claim)
             hold = create()
-            self.note_swept(slot_id, needed=self.claim == "counted" or not has_room)
+            self.note_swept(slot_id)
             expires_at = self.model.now + (ttl or POLICY.ttl)
             self.model.holds[hold.id] = ModelHold(
                 slot_id, quantity, self.model.now, expires_at, owner
@@ -257,18 +256,13 @@ class HoldMachine(RuleBasedStateMachine):
             return [hold.id]
         return []
 
-    def note_swept(self, slot_id: int, *, needed: bool) -> None:
-        """An operation wrote down all that was due in the slot; or none, if it can do without."""
+    def note_swept(self, slot_id: int) -> None:
+        """An operation wrote down all that was due in the slot."""
         ((written,),) = query(self.slots, "SELECT count(*) FROM slot_holds WHERE state = 'expired'")
+        for due in self.model.unnoted(slot_id):
+            due.note()
         ended = [hold for hold in self.model.holds.values() if hold.state is EXPIRED]
-        left = len(ended) - written
-        others = len(self.model.unnoted()) - len(self.model.unnoted(slot_id))
-        if needed or left == others:
-            assert left == others
-            for due in self.model.unnoted(slot_id):
-                due.note()
-        else:
-            assert left == len(self.model.unnoted())
+        assert written == len(ended) - len(self.model.unnoted())
 
     @precondition(lambda self: self.model.keys)
     @rule(data=st.data(), ttl=seconds)
@@ -383,7 +377,7 @@ class HoldMachine(RuleBasedStateMachine):
         else:
             resize()
             self.model.capacities[slot_id] = capacity
-            self.note_swept(slot_id, needed=True)
+            self.note_swept(slot_id)
             self.check_told(SCOPES[slot_id])
 
     @precondition(lambda self: self.model.unnoted())

@@ -68,7 +68,7 @@ class Shortcut:
         self._binds_time = statements.binds_time
         self._new_id = new_id
         self._slots = slots
-        slot = self._seen(statements) if claim.counts_holds else self._taken()
+        slot = self._seen(statements) if claim.counts_holds else self._taken(statements)
         self._statement = self._insert(holds, slot)
 
     def create(
@@ -120,8 +120,8 @@ class Shortcut:
             owner=request.owner,
         )
 
-    def _taken(self) -> sa.CTE:
-        """The slot, locked, its places taken off: none if there is too little room."""
+    def _taken(self, statements: Statements) -> sa.CTE:
+        """The slot, locked, its places taken off: none if it does not fit."""
         slots = self._slots
         taken = (
             sa.update(slots.table)
@@ -129,6 +129,7 @@ class Shortcut:
             .where(
                 self._is_asked_for(),
                 slots.remaining >= _QUANTITY,
+                ~statements.has_due(),
                 *self._is_open(),
             )
             .returning(slots.slot_id, slots.scope_or_null().label("scope"))

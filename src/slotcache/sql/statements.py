@@ -164,6 +164,11 @@ class Statements:
         of_slot = self._holds.slot_id == self._slots.slot_id
         return sa.select(_total(self._holds.quantity)).where(of_slot, *which).scalar_subquery()
 
+    def has_due(self) -> sa.ColumnElement[bool]:
+        """Whether holds of a slot are due, though nobody has written that down."""
+        of_slot = self._holds.slot_id == self._slots.slot_id
+        return sa.exists().where(of_slot, *self._due_holds())
+
     def _is_open(self) -> sa.ColumnElement[int]:
         if self._slots.where is None:
             return sa.literal_column("1", sa.Integer)
