@@ -27,6 +27,13 @@ LOCKS = {
 }
 # Two at a time, of which neither is left with all the long ones.
 PARALLEL = ["-n", "2", "--dist", "worksteal"]
+# How much more `soak` does than `test`: kills with each claim on each database, rounds of each
+# race, and sequences of operations.
+SOAK = {
+    "SLOTCACHE_TEST_KILLS": "100",
+    "SLOTCACHE_TEST_ROUNDS": "10",
+    "HYPOTHESIS_PROFILE": "long",
+}
 # The examples that start a server; all others get by with less.
 NEED_SERVERS = {"many_processes"}
 
@@ -82,6 +89,15 @@ def compat(args: "list[str]") -> int:
     return 1 if failed else 0
 
 
+def soak(args: "list[str]") -> int:
+    """Look for rare failures of holds, for twenty minutes; arguments go to pytest."""
+    for name, value in SOAK.items():
+        os.environ.setdefault(name, value)
+    files = ["tests/test_hold_kills.py", "tests/test_hold_machine.py", "tests/test_races.py"]
+    pytest = ["python", "-m", "pytest", *PARALLEL, "-o", "timeout=1800"]
+    return Environment("test").become(*pytest, *(args or files))
+
+
 def lint(_args: "list[str]") -> int:
     """Check style, layers of imports, spelling and metadata."""
     checks = [
@@ -131,7 +147,8 @@ def lock(args: "list[str]") -> int:
 
 
 TASKS = {
-    task.__name__: task for task in (demo, test, lint, types, bench, lowest, compat, fix, lock)
+    task.__name__: task
+    for task in (demo, test, soak, lint, types, bench, lowest, compat, fix, lock)
 }
 
 

@@ -166,18 +166,24 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slotcache.redis.bounds.BUDGET", 10.0)
 
 
+SUMMARIES = {
+    "explored": "schedules explored, 0 violations in the shipped code",
+    "killed": "processes killed, nothing oversold",
+}
+"""What tests record with `record_property`, and what it tells."""
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the explorer went through."""
-    explored = [
-        text
-        for report in terminalreporter.getreports("passed")
-        for name, text in report.user_properties
-        if name == "explored"
+    """Say what was gone through."""
+    recorded = [
+        each for report in terminalreporter.getreports("passed") for each in report.user_properties
     ]
-    if explored:
-        terminalreporter.section("schedules explored, 0 violations in the shipped code")
-        for text in sorted(explored):
-            terminalreporter.write_line(str(text))
+    for summary, title in SUMMARIES.items():
+        texts = sorted(str(text) for name, text in recorded if name == summary)
+        if texts:
+            terminalreporter.section(title)
+        for text in texts:
+            terminalreporter.write_line(text)
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ from tests.support.threads import PATIENCE, spawn
 # Workers are forked off a server that has imported all they need and has no threads: they begin
 # as new as if they were spawned, in a hundredth of the time.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["slotcache.file", "slotcache.sql", __name__])
+PROCESSES.set_forkserver_preload(
+    ["slotcache.file", "slotcache.sql", __name__, "tests.support.races"]
+)
 
 
 def eventually(condition: Callable[[], object]) -> None:

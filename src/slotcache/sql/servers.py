@@ -47,6 +47,9 @@ class _Server(Database):
 
     skips_locked = True
 
+    _reads_in_session: ClassVar[str]
+    """Sets the isolation of the transactions of a session."""
+
     @contextmanager
     def writing(self, lock_wait: float) -> Iterator[sa.Connection]:
         """Lend a connection in a transaction, which is rolled back unless the borrower commits."""
@@ -61,7 +64,28 @@ class _Server(Database):
     def reading(self, lock_wait: float) -> Iterator[sa.Connection]:
         """Lend a connection to read from: no lock is waited for."""
         with self._translated(lock_wait), self._engine.connect() as connection:
+            self._read_without_locks(connection)
             yield connection
+
+    def list_engine(self) -> sa.Engine:
+        """Return an engine for one more connection, set up once for reading without locks."""
+        engine = super().list_engine()
+
+        def configure(driver: Any, _record: object) -> None:
+            cursor = driver.cursor()
+            cursor.execute(self._reads_in_session)
+            cursor.close()
+            driver.commit()
+            self._configure(driver)
+
+        sa.event.listen(engine, "connect", configure)
+        return engine
+
+    def _read_without_locks(self, connection: sa.Connection) -> None:
+        """See to it where it is not so by itself."""
+
+    def _configure(self, driver: Any) -> None:
+        """Set up what else a connection for lists needs."""
 
     def close(self) -> None:
         """Nothing is its own."""
@@ -80,6 +104,8 @@ class Postgres(_Server):
     """PostgreSQL."""
 
     joins_lateral = True
+
+    _reads_in_session = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
     # Of the statement; the same for `SELECT` and its sub-queries, however often it is asked for.
     _moment = sa.select(sa.func.clock_timestamp(type_=Instant()).label("now")).cte("moment")
@@ -139,21 +165,9 @@ class Postgres(_Server):
         before: str = connection.exec_driver_sql(change, (value,)).one()[0]
         return before
 
-    def list_engine(self) -> sa.Engine:
-        """One statement is a transaction here: without a BEGIN and a ROLLBACK to wait for."""
-        engine = super().list_engine()
-
-        def configure(connection: Any, _record: object) -> None:
-            cursor = connection.cursor()
-            cursor.execute(
-                "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
-            )
-            cursor.close()
-            connection.commit()
-            engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
-
-        sa.event.listen(engine, "connect", configure)
-        return engine
+    def _configure(self, driver: Any) -> None:
+        # One statement is a transaction then: no BEGIN and no ROLLBACK are waited for.
+        self._engine.dialect.set_isolation_level(driver, "AUTOCOMMIT")
 
     @contextmanager
     def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
@@ -182,6 +196,8 @@ class Mysql(_Server):
 
     _OVERTAKEN: ClassVar = {1020, 1213}  # ER_CHECKREAD, ER_LOCK_DEADLOCK
 
+    _reads_in_session = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
     def clock(self) -> sa.ColumnElement[Any] | None:
         """The start of the statement, which comes after the lock."""
         if self._clock is not None:
@@ -199,6 +215,10 @@ class Mysql(_Server):
     def insert_unless_there(self, table: sa.Table) -> sa.Insert:
         """IGNORE forgives more than that, all of which has been checked before."""
         return sa.insert(table).prefix_with("IGNORE")
+
+    def _read_without_locks(self, connection: sa.Connection) -> None:
+        # A SELECT in a transaction that is SERIALIZABLE locks what it reads.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     @contextmanager
     def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
