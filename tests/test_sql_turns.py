@@ -65,16 +65,22 @@ def test_a_turn_that_comes_in_the_instant_of_giving_up_is_taken() -> None:
 def test_a_wait_that_a_signal_ends_loses_no_turn(given_in_that_instant: bool) -> None:
     turns = new_turns()
     waiting = threading.get_ident()
+    interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
+        if interrupted.is_set():
+            return
+        interrupted.set()
         if given_in_that_instant:
             turns.give()
         raise KeyboardInterrupt
 
     def send() -> None:
         wait_for_queue(turns, 1)
-        # To that very thread: a wait is not ended by a signal that another thread was sent.
-        signal.pthread_kill(waiting, signal.SIGUSR1)
+        # To that very thread: a wait is not ended by a signal that another thread was sent. And
+        # again: nor by one that came in the instant before it.
+        while not interrupted.wait(0.01):
+            signal.pthread_kill(waiting, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     thread = threading.Thread(target=send)
@@ -84,8 +90,8 @@ def test_a_wait_that_a_signal_ends_loses_no_turn(given_in_that_instant: bool) ->
         with pytest.raises(KeyboardInterrupt):
             turns.take(30)
     finally:
-        signal.signal(signal.SIGUSR1, before)
         thread.join()
+        signal.signal(signal.SIGUSR1, before)
     if not given_in_that_instant:
         turns.give()
 

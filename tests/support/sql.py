@@ -22,14 +22,17 @@ KINDS = (*ON_SQLITE, *ON_SERVERS)
 
 CLAIMS = ("counted", "on_hold")
 
-EACH = [(kind, claim) for kind in ("memory", *ON_SERVERS) for claim in CLAIMS] + [
+EACH = [
     ("file", "counted"),
-    ("given", "on_hold"),
+    ("memory", "on_hold"),
+    *((kind, claim) for kind in ON_SERVERS for claim in CLAIMS),
 ]
 """Every database with every claim."""
 
 Place: TypeAlias = Path | str
 """Where a table is: the folder of a file, or the URL of a database on a server."""
+
+_have_tables: set[Place] = set()
 
 
 @contextmanager
@@ -44,8 +47,10 @@ def opened(
         else:
             slots = table(engine, **options)
         with slots:
-            slots.create_tables()
+            if place not in _have_tables:
+                slots.create_tables()
             if kind in ON_SERVERS:
+                _have_tables.add(place)
                 empty(slots)
             yield slots
 
