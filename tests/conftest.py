@@ -3,12 +3,14 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
+from slotcache import HoldPolicy
 from tests.support.databases import (
     DatabaseServer,
     MariadbServer,
@@ -16,7 +18,9 @@ from tests.support.databases import (
     find_mariadb,
     find_postgres,
 )
+from tests.support.desk import Desk, Desks
 from tests.support.servers import RedisCluster, RedisServer, Server, find_redis
+from tests.support.sql import EACH
 
 # No deadlines: a busy machine is not a bug. `long` is for runs by hand and by the clock.
 settings.register_profile("dev", deadline=None)
@@ -209,3 +213,28 @@ def postgres_tables(postgres_server: DatabaseServer) -> str:
 def mariadb_tables(mariadb_server: DatabaseServer) -> str:
     """A database whose tables are emptied for each test."""
     return mariadb_server.new_database()
+
+
+@pytest.fixture(scope="session")
+def desks() -> Iterator[Desks]:
+    """The desks of this session."""
+    with closing(Desks()) as desks:
+        yield desks
+
+
+@pytest.fixture
+def hold_policy() -> HoldPolicy:
+    """The policy of a test's desk: for tests to replace."""
+    return HoldPolicy()
+
+
+@pytest.fixture(params=EACH, ids="-".join)
+def desk(
+    request: pytest.FixtureRequest,
+    desks: Desks,
+    place_of: Callable[[str], Path | str],
+    hold_policy: HoldPolicy,
+) -> Iterator[Desk]:
+    """A desk on each database with each claim."""
+    with desks.desk(*request.param, place_of=place_of, policy=hold_policy) as desk:
+        yield desk

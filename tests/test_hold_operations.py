@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
 
 from slotcache import (
     CapacityTooLow,
@@ -26,86 +25,19 @@ from slotcache import (
     SlotFull,
     SlotNotFound,
 )
-from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
 
-from .support.sql import EACH, Place, check_books, free, opened, query
+from .support.desk import Desk
+from .support.sql import EACH, Place, check_books, free, opened
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+POLICY = HoldPolicy(ttl=60, max_lifetime=100)
 ON_HOLD = [(kind, claim) for kind, claim in EACH if claim == "on_hold"]
 
 
-@dataclass
-class Desk:
-    """A box office: slot 1 has four places in scope "a", slot 2 has one in scope "b"."""
-
-    slots: SqlSlots
-    clock: ManualClock
-    told: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        policy = HoldPolicy(ttl=60, max_lifetime=100)
-        self.holds = HoldManager(self.slots, on_change=self.told.append, policy=policy)
-
-    def sold(self, slot_id: int, quantity: int = 1, *, owner: str | None = None) -> Hold:
-        return self.holds.confirm(self.holds.create(slot_id, quantity, owner=owner).id)
-
-    def cancelled(self, slot_id: int, quantity: int = 1, *, owner: str | None = None) -> Hold:
-        return self.holds.cancel(self.holds.create(slot_id, quantity, owner=owner).id)
-
-    def due(self, slot_id: int, quantity: int = 1, *, owner: str | None = None) -> Hold:
-        """Return a hold whose time is over, which nobody has written down."""
-        hold = self.holds.create(slot_id, quantity, ttl=5, owner=owner)
-        self.clock.advance(5)
-        return replace(hold, state=HoldState.EXPIRED)
-
-    def swept(self, slot_id: int, quantity: int = 1, *, owner: str | None = None) -> Hold:
-        hold = self.due(slot_id, quantity, owner=owner)
-        assert self.holds.expire_due() == 1
-        return hold
-
-    def row(self, slot_id: int) -> tuple[int, int]:
-        """Return what the table says: how many places the slot has, and how many remain."""
-        sql = f"SELECT capacity, remaining FROM slots WHERE slot_id = {slot_id}"
-        ((capacity, remaining),) = query(self.slots, sql)
-        return capacity, remaining
-
-    def written(self) -> dict[UUID, str]:
-        """Return the states in the table, whatever the time."""
-        rows = query(self.slots, "SELECT id, state FROM slot_holds")
-        return {UUID(str(key)): state for key, state in rows}
-
-    def edit(self, sql: str) -> None:
-        """Somebody else writes to the table."""
-        with self.slots.engine.begin() as connection:
-            connection.exec_driver_sql(sql)
-
-
-class Door:
-    """A `where` that keeps one slot out; 0: none."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-        closed = sa.bindparam("closed", callable_=lambda: self.closed, type_=sa.Integer())
-        self.where = sa.literal_column("slots.slot_id", sa.Integer()) != closed
-
-
 @pytest.fixture
-def door() -> Door:
-    return Door()
-
-
-@pytest.fixture(params=EACH, ids="-".join)
-def desk(
-    request: pytest.FixtureRequest, place_of: Callable[[str], Place], door: Door
-) -> Iterator[Desk]:
-    kind, claim = request.param
-    clock = ManualClock()
-    with opened(kind, place_of(kind), clock=clock, claim=claim, where=door.where) as slots:
-        slots.add([(1, 4)], scope="a")
-        slots.add([(2, 1)], scope="b")
-        yield Desk(slots, clock)
-        check_books(slots)
+def hold_policy() -> HoldPolicy:
+    return POLICY
 
 
 def seconds(number: float) -> timedelta:
@@ -226,9 +158,9 @@ class TestExtend:
         with pytest.raises(HoldNotFound):
             desk.holds.extend(uuid4(), 10)
 
-    def test_also_where_the_slot_was_closed(self, desk: Desk, door: Door) -> None:
+    def test_also_where_the_slot_was_closed(self, desk: Desk) -> None:
         hold = desk.holds.create(1, ttl=10)
-        door.closed = 1
+        desk.door.closed = 1
 
         assert desk.holds.extend(hold.id, 20).expires_at == NEW_YEAR + seconds(20)
 
@@ -315,9 +247,9 @@ class TestFind:
     def test_none_is_an_empty_list(self, desk: Desk) -> None:
         assert desk.holds.find() == []
 
-    def test_holds_of_a_closed_slot_too(self, desk: Desk, door: Door) -> None:
+    def test_holds_of_a_closed_slot_too(self, desk: Desk) -> None:
         hold = desk.holds.create(1)
-        door.closed = 1
+        desk.door.closed = 1
 
         assert desk.holds.find(slot_id=1) == desk.holds.find() == [hold]
 
@@ -421,23 +353,23 @@ class TestSetCapacity:
         assert refused.value.slot_id == 3
         assert desk.told == []
 
-    def test_a_closed_slot_can_be_resized(self, desk: Desk, door: Door) -> None:
+    def test_a_closed_slot_can_be_resized(self, desk: Desk) -> None:
         desk.holds.create(1, 3)
-        door.closed = 1
+        desk.door.closed = 1
 
         desk.holds.set_capacity(1, 6)
         with pytest.raises(CapacityTooLow):
             desk.holds.set_capacity(1, 2)
 
         assert desk.told == ["a", "a"]
-        door.closed = 0
+        desk.door.closed = 0
         assert free(desk.slots, 1) == 3
 
 
 class TestClosedSlot:
-    def test_it_promises_nothing_and_keeps_its_promises(self, desk: Desk, door: Door) -> None:
+    def test_it_promises_nothing_and_keeps_its_promises(self, desk: Desk) -> None:
         hold = desk.holds.create(1)
-        door.closed = 1
+        desk.door.closed = 1
 
         with pytest.raises(SlotNotFound) as refused:
             desk.holds.create(1)
@@ -539,7 +471,7 @@ class TestDueHoldsInTheColumn:
         clock = ManualClock()
         with opened(kind, place_of(kind), clock=clock, claim=claim) as slots:
             slots.add([(1, 4)], scope="a")
-            yield Desk(slots, clock)
+            yield Desk(slots, clock, POLICY)
 
     def test_the_list_shows_them_at_once(self, desk: Desk) -> None:
         desk.due(1, 3)
@@ -672,7 +604,7 @@ def test_nonsense_is_refused_with_what_to_write_instead(
 ) -> None:
     with opened("memory", tmp_path) as slots:
         slots.add([(1, 4)])
-        desk = Desk(slots, ManualClock())
+        desk = Desk(slots, ManualClock(), POLICY)
         hold = desk.holds.create(1)
         if operation == "extend":
             arguments = {"hold_id": hold.id, **arguments}
@@ -693,7 +625,7 @@ class TestSecondsBeyondAllCalendars:
     def desk(self, tmp_path: Path) -> Iterator[Desk]:
         with opened("memory", tmp_path, clock=(clock := ManualClock())) as slots:
             slots.add([(1, 4)])
-            yield Desk(slots, clock)
+            yield Desk(slots, clock, POLICY)
 
     @pytest.mark.parametrize("ttl", [1e12, 1e300])
     def test_a_hold_is_extended_by_as_much_as_the_policy_allows(

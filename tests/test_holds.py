@@ -6,12 +6,12 @@ import functools
 import logging
 import pickle
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -33,30 +33,10 @@ from slotcache import (
 from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
 
-from .support.sql import EACH, Place, check_books, free, opened, query, write_lock
+from .support.desk import Desk
+from .support.sql import EACH, free, opened, query, write_lock
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class Desk(NamedTuple):
-    """A box office: slot 1 has four places in scope "a", slot 2 has one in scope "b"."""
-
-    slots: SqlSlots
-    holds: HoldManager
-    clock: ManualClock
-    told: list[Any]
-
-
-@pytest.fixture(params=EACH, ids="-".join)
-def desk(request: pytest.FixtureRequest, place_of: Callable[[str], Place]) -> Iterator[Desk]:
-    kind, claim = request.param
-    clock = ManualClock()
-    with opened(kind, place_of(kind), clock=clock, claim=claim) as slots:
-        slots.add([(1, 4)], scope="a")
-        slots.add([(2, 1)], scope="b")
-        told: list[Any] = []
-        yield Desk(slots, HoldManager(slots, on_change=told.append), clock, told)
-        check_books(slots)
 
 
 only_counted = pytest.mark.parametrize(
@@ -124,7 +104,7 @@ class TestCreate:
 
         desk.holds.create(1, 4)
 
-        assert states(desk) == {due.id: "expired"} | {other(desk, due.id): "held"}
+        assert desk.written() == {due.id: "expired"} | {other(desk, due.id): "held"}
 
     def test_no_clock_that_steps_back_revives_what_was_no_longer_counted(self, desk: Desk) -> None:
         due = desk.holds.create(1, 4, ttl=5)
@@ -156,7 +136,7 @@ class TestConfirm:
         confirmed = desk.holds.confirm(hold.id)
 
         assert confirmed == replace(hold, state=HoldState.CONFIRMED)
-        assert remaining(desk, 1) == 1
+        assert desk.row(1)[1] == 1
         assert free(desk.slots, 1) == 1
 
     def test_what_is_confirmed_does_not_expire(self, desk: Desk) -> None:
@@ -176,7 +156,7 @@ class TestConfirm:
         again = desk.holds.confirm(hold.id)
 
         assert again == replace(hold, state=HoldState.CONFIRMED, replayed=True)
-        assert remaining(desk, 1) == 1
+        assert desk.row(1)[1] == 1
 
     @pytest.mark.parametrize("swept", [False, True])
     def test_too_late_is_refused_whether_or_not_it_was_written_down(
@@ -207,7 +187,7 @@ class TestConfirm:
     @only_counted
     def test_a_row_that_was_edited_below_its_promises_is_not_oversold(self, desk: Desk) -> None:
         hold = desk.holds.create(1, 3)
-        edit(desk, "UPDATE slots SET capacity = 2, remaining = 2 WHERE slot_id = 1")
+        desk.edit("UPDATE slots SET capacity = 2, remaining = 2 WHERE slot_id = 1")
 
         with pytest.raises(SlotFull) as refused:
             desk.holds.confirm(hold.id)
@@ -228,7 +208,7 @@ class TestCancel:
         desk.holds.confirm(hold.id)
 
         assert desk.holds.cancel(hold.id) == replace(hold, state=HoldState.CANCELLED)
-        assert remaining(desk, 1) == 4
+        assert desk.row(1)[1] == 4
 
     def test_twice_has_the_effect_of_once(self, desk: Desk) -> None:
         hold = desk.holds.create(1, 3)
@@ -238,7 +218,7 @@ class TestCancel:
         again = desk.holds.cancel(hold.id)
 
         assert again == replace(hold, state=HoldState.CANCELLED, replayed=True)
-        assert remaining(desk, 1) == 4
+        assert desk.row(1)[1] == 4
 
     @pytest.mark.parametrize("swept", [False, True])
     def test_what_expired_is_returned_as_it_is(self, desk: Desk, swept: bool) -> None:
@@ -254,13 +234,13 @@ class TestCancel:
     def test_places_that_the_row_has_no_room_for_are_the_operators_move(self, desk: Desk) -> None:
         hold = desk.holds.create(1, 3)
         desk.holds.confirm(hold.id)
-        edit(desk, "UPDATE slots SET remaining = 3 WHERE slot_id = 1")
+        desk.edit("UPDATE slots SET remaining = 3 WHERE slot_id = 1")
 
         with pytest.raises(BackendError, match="correct remaining and capacity"):
             desk.holds.cancel(hold.id)
 
         assert desk.holds.get(hold.id).state is HoldState.CONFIRMED
-        edit(desk, "UPDATE slots SET remaining = 1 WHERE slot_id = 1")
+        desk.edit("UPDATE slots SET remaining = 1 WHERE slot_id = 1")
 
 
 class TestGet:
@@ -296,14 +276,14 @@ class TestExpireDue:
 
         assert desk.holds.expire_due() == 1
         assert desk.holds.expire_due() == 0
-        assert states(desk) == {due.id: "expired", live.id: "held"}
+        assert desk.written() == {due.id: "expired", live.id: "held"}
 
     def test_it_takes_those_that_are_due_the_longest(self, desk: Desk) -> None:
         late, later, latest = (desk.holds.create(1, ttl=ttl) for ttl in (1, 2, 3))
         desk.clock.advance(10)
 
         assert desk.holds.expire_due(limit=2) == 2
-        assert states(desk) == {late.id: "expired", later.id: "expired", latest.id: "held"}
+        assert desk.written() == {late.id: "expired", later.id: "expired", latest.id: "held"}
         assert desk.holds.expire_due(limit=2) == 1
 
     def test_it_tells_each_scope_once(self, desk: Desk) -> None:
@@ -613,35 +593,14 @@ class TestCommit:
         slots = SqlSlots(engine)
         slots.create_tables()
         slots.add([(1, 4)], scope="a")
-        told: list[Any] = []
-        yield Desk(slots, HoldManager(slots, on_change=told.append), ManualClock(), told)
+        yield Desk(slots, ManualClock())
         slots.close()
         engine.dispose()
 
 
-def states(desk: Desk) -> dict[UUID, str]:
-    """What the table says, whatever the time."""
-    return {
-        UUID(str(key)): state
-        for key, state in query(desk.slots, "SELECT id, state FROM slot_holds")
-    }
-
-
 def other(desk: Desk, hold_id: UUID) -> UUID:
-    (found,) = states(desk).keys() - {hold_id}
+    (found,) = desk.written().keys() - {hold_id}
     return found
-
-
-def remaining(desk: Desk, slot_id: int) -> int:
-    """What the column says."""
-    ((value,),) = query(desk.slots, f"SELECT remaining FROM slots WHERE slot_id = {slot_id}")
-    return int(value)
-
-
-def edit(desk: Desk, sql: str) -> None:
-    """Somebody else writes to the table."""
-    with desk.slots.engine.begin() as connection:
-        connection.exec_driver_sql(sql)
 
 
 def set_back(clock: ManualClock, seconds: float) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from slotcache import (
     HoldExpired,
@@ -19,56 +17,16 @@ from slotcache import (
     SlotFull,
     SlotNotFound,
 )
-from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
 
-from .support.sql import EACH, Place, check_books, free, opened, query
+from .support.desk import Desk
+from .support.sql import free, opened, query
 
 LONGEST = "\N{SAUROPOD}" * 255
 """As many characters as are allowed, of four bytes each."""
 
 ALIKE = ["k", "K", "k ", " k", "ä", "a", "A", "a\N{COMBINING DIAERESIS}", "ß", "ss", "1", "01"]
 """Some collation takes each of these for another."""
-
-
-@dataclass
-class Desk:
-    """A box office: slot 1 has four places in scope "a", slot 2 has one in scope "b"."""
-
-    slots: SqlSlots
-    clock: ManualClock
-    told: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.holds = HoldManager(self.slots, on_change=self.told.append)
-
-
-class Door:
-    """A `where` that keeps one slot out; 0: none."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-        closed = sa.bindparam("closed", callable_=lambda: self.closed, type_=sa.Integer())
-        self.where = sa.literal_column("slots.slot_id", sa.Integer()) != closed
-
-
-@pytest.fixture
-def door() -> Door:
-    return Door()
-
-
-@pytest.fixture(params=EACH, ids="-".join)
-def desk(
-    request: pytest.FixtureRequest, place_of: Callable[[str], Place], door: Door
-) -> Iterator[Desk]:
-    kind, claim = request.param
-    clock = ManualClock()
-    with opened(kind, place_of(kind), clock=clock, claim=claim, where=door.where) as slots:
-        slots.add([(1, 4)], scope="a")
-        slots.add([(2, 1)], scope="b")
-        yield Desk(slots, clock)
-        door.closed = 0
-        check_books(slots)
 
 
 class TestTheSameRequest:
@@ -144,9 +102,9 @@ class TestTheSameRequest:
 
         assert desk.holds.create(1, 4, idempotency_key="k").id == hold.id
 
-    def test_is_answered_although_the_slot_was_closed(self, desk: Desk, door: Door) -> None:
+    def test_is_answered_although_the_slot_was_closed(self, desk: Desk) -> None:
         hold = desk.holds.create(1, idempotency_key="k")
-        door.closed = 1
+        desk.door.closed = 1
 
         assert desk.holds.create(1, idempotency_key="k") == replace(hold, replayed=True)
         with pytest.raises(SlotNotFound):
