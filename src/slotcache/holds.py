@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -186,6 +187,7 @@ class HoldManager:
 
         Raises:
             HoldNotFound: There is no such hold.
+            Busy: Somebody altered the tables for longer than `lock_wait` seconds.
             BackendError: The database failed.
         """
         _check_hold_id(hold_id)
@@ -211,6 +213,7 @@ class HoldManager:
             New holds in a new list, by the time of their creation.
 
         Raises:
+            Busy: Somebody altered the tables for longer than `lock_wait` seconds.
             BackendError: The database failed.
         """
         if slot_id is not None:
@@ -287,8 +290,12 @@ class HoldManager:
         """
         age = min(seconds("older_than", older_than, above_zero=False), LONGEST)
         forgotten = 0
+        before: Sequence[UUID] = []
         while ended := self._read(lambda ledger: ledger.ended(age, _PURGED_AT_ONCE)):
+            if ended == before:
+                break  # a trigger of somebody's keeps them
             forgotten += self._change(partial(_purge, ended=ended))
+            before = ended
         return forgotten
 
     def _read(self, work: Callable[[Ledger], T]) -> T:
@@ -306,8 +313,9 @@ class HoldManager:
             return work(changed)
         finally:
             # Also when the answer to the commit was lost, or a signal cut in after it (P8).
-            for scope in changed:
-                self._tell(scope)
+            with ExitStack() as each:
+                for scope in reversed(changed):
+                    each.callback(self._tell, scope)
 
     def _tell(self, scope: Scope | None) -> None:
         """Run the hook, which cannot make a change that is committed look failed."""

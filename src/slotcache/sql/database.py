@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -103,7 +103,11 @@ class Database(ABC):
     def list_engine(self) -> sa.Engine:
         """Return an engine for one more connection, beside the pool of the first."""
         source = self._engine
-        return sa.Engine(source.pool.recreate(), source.dialect, source.url)
+        engine = sa.Engine(source.pool.recreate(), source.dialect, source.url)
+        options = dict(source.get_execution_options())
+        options.pop("isolation_level", None)
+        engine.update_execution_options(**options)
+        return engine
 
     def commit(
         self,
@@ -135,6 +139,42 @@ class Database(ABC):
     @abstractmethod
     def close_if_free(self) -> None:
         """Close what is its own, unless the process is forking, which closes it too."""
+
+    @contextmanager
+    def _lent(
+        self, connection: sa.Connection, *, put_back: Callable[[], None] = lambda: None
+    ) -> Iterator[sa.Connection]:
+        """Lend a connection; it goes back to its pool as it came, or not at all.
+
+        After an error of the database, or a refusal of ours, it is put back in order. After
+        anything else (what a signal raises) nobody knows what it is in the midst of. And what is
+        done to it afterwards never tells on the call: a change may have been committed.
+        """
+        try:
+            try:
+                yield connection
+            except (DBAPIError, SlotcacheError):
+                self._in_order(connection, put_back)
+                raise
+            self._in_order(connection, put_back)
+        except (DBAPIError, SlotcacheError):
+            raise
+        except BaseException:
+            connection.invalidate()
+            raise
+        finally:
+            with suppress(DBAPIError):
+                connection.close()
+
+    def _in_order(self, connection: sa.Connection, put_back: Callable[[], None]) -> None:
+        if connection.invalidated:
+            return
+        try:
+            connection.rollback()
+            put_back()
+            connection.rollback()
+        except DBAPIError:
+            connection.invalidate()
 
     @contextmanager
     def _translated(self, lock_wait: float) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -55,6 +56,7 @@ def _engine(url: sa.URL) -> sa.Engine:
     engine = sa.create_engine(url, pool_use_lifo=True)
     sa.event.listen(engine, "connect", _configure)
     sa.event.listen(engine, "begin", _begin)
+    sa.event.listen(engine, "invalidate", _roll_back)
     return engine
 
 
@@ -63,6 +65,12 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     _turn_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _roll_back(connection: sqlite3.Connection, _record: object, _error: object) -> None:
+    """End its transaction: closed in the midst of a statement, it would last, and so its lock."""
+    with suppress(sqlite3.Error):
+        connection.rollback()
 
 
 def _turn_to_wal(connection: sqlite3.Connection) -> None:

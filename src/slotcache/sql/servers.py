@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,13 +18,18 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
 
 from slotcache.errors import Busy
+from slotcache.policy import HoldPolicy
 from slotcache.protocols import Clock
 from slotcache.sql.columns import Instant
 from slotcache.sql.database import Database
 
-__all__ = ["Mysql", "Postgres"]
+__all__ = ["Mysql", "Postgres", "Turn"]
 
 _CREATING = "slotcache: create_tables"
+_LONGEST_WAIT = 365 * 24 * 60 * 60  # of MariaDB's settings, in seconds
+_LOST = ("08", "57", "58", "XX")
+"""The classes of PostgreSQL's SQLSTATE after which nobody knows: the connection, the server, its
+disk, or its wits are lost."""
 
 
 @dataclass(slots=True)
@@ -33,13 +38,11 @@ class Turn:
 
     Attributes:
         connection: The connection.
-        patience_before: How long it would have waited.
-        patience_is_back: Whether it does so again.
+        patience_before: How long it would have waited; None: it does so (again).
     """
 
     connection: sa.Connection
-    patience_before: str
-    patience_is_back: bool = False
+    patience_before: str | None = None
 
 
 class _Server(Database):
@@ -47,25 +50,22 @@ class _Server(Database):
 
     skips_locked = True
 
-    _reads_in_session: ClassVar[str]
-    """Sets the isolation of the transactions of a session."""
+    _session_for_lists: ClassVar[Sequence[str]]
+    """Set up a session that reads what is committed, and waits for who alters a table as long as
+    for a slot."""
 
     @contextmanager
     def writing(self, lock_wait: float) -> Iterator[sa.Connection]:
         """Lend a connection in a transaction, which is rolled back unless the borrower commits."""
         with (
             self._translated(lock_wait),
-            self._engine.connect() as connection,
-            self._transaction(connection, lock_wait),
+            self._transaction(self._engine.connect(), lock_wait) as connection,
         ):
             yield connection
 
-    @contextmanager
-    def reading(self, lock_wait: float) -> Iterator[sa.Connection]:
-        """Lend a connection to read from: no lock is waited for."""
-        with self._translated(lock_wait), self._engine.connect() as connection:
-            self._read_without_locks(connection)
-            yield connection
+    def reading(self, lock_wait: float) -> AbstractContextManager[sa.Connection]:
+        """Lend a connection to read from: it waits for no row, but for who alters a table."""
+        return self.writing(lock_wait)
 
     def list_engine(self) -> sa.Engine:
         """Return an engine for one more connection, set up once for reading without locks."""
@@ -73,16 +73,14 @@ class _Server(Database):
 
         def configure(driver: Any, _record: object) -> None:
             cursor = driver.cursor()
-            cursor.execute(self._reads_in_session)
+            for statement in self._session_for_lists:
+                cursor.execute(statement)
             cursor.close()
             driver.commit()
             self._configure(driver)
 
         sa.event.listen(engine, "connect", configure)
         return engine
-
-    def _read_without_locks(self, connection: sa.Connection) -> None:
-        """See to it where it is not so by itself."""
 
     def _configure(self, driver: Any) -> None:
         """Set up what else a connection for lists needs."""
@@ -96,7 +94,7 @@ class _Server(Database):
     @abstractmethod
     def _transaction(
         self, connection: sa.Connection, lock_wait: float
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[sa.Connection]:
         """Begin a transaction that waits so long for each lock; leave no trace in the session."""
 
 
@@ -105,10 +103,15 @@ class Postgres(_Server):
 
     joins_lateral = True
 
-    _reads_in_session = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
+    _session_for_lists = (
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        f"SET lock_timeout = {round(HoldPolicy().lock_wait * 1000)}",
+    )
 
     # Of the statement; the same for `SELECT` and its sub-queries, however often it is asked for.
-    _moment = sa.select(sa.func.clock_timestamp(type_=Instant()).label("now")).cte("moment")
+    _moment = sa.select(sa.func.clock_timestamp(type_=Instant()).label("now")).cte(
+        "slotcache_moment"
+    )
 
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
         super().__init__(engine, clock=clock)
@@ -145,15 +148,17 @@ class Postgres(_Server):
         Its isolation is the engine's default. The wait for locks is set before the statement,
         since a table that somebody alters is waited for before any of it runs.
         """
-        with self._translated(lock_wait), self._at_once.connect() as connection:
-            turn = Turn(connection, self._set_patience(connection, self._milliseconds(lock_wait)))
-            try:
+        with self._translated(lock_wait):
+            turn = Turn(self._at_once.connect())
+
+            def put_back() -> None:
+                if turn.patience_before is not None:
+                    self._set_patience(turn.connection, turn.patience_before)
+
+            with self._lent(turn.connection, put_back=put_back):
+                patience = self._milliseconds(lock_wait)
+                turn.patience_before = self._set_patience(turn.connection, patience)
                 yield turn
-            finally:
-                # Tidying up must not make a change that is committed look failed.
-                with suppress(DBAPIError):
-                    if not (turn.patience_is_back or connection.invalidated):
-                        self._set_patience(connection, turn.patience_before)
 
     def put_patience_back(self, before: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
         """What a statement does that puts it back by itself, if it comes to that."""
@@ -170,13 +175,15 @@ class Postgres(_Server):
         self._engine.dialect.set_isolation_level(driver, "AUTOCOMMIT")
 
     @contextmanager
-    def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
-        connection.execution_options(isolation_level="READ COMMITTED")
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {self._milliseconds(lock_wait)}")
-        yield
+    def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[sa.Connection]:
+        with self._lent(connection):
+            connection.execution_options(isolation_level="READ COMMITTED")
+            patience = self._milliseconds(lock_wait)
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {patience}")
+            yield connection
 
     def _milliseconds(self, seconds: float) -> str:
-        return str(max(1, round(seconds * 1000)))
+        return str(min(max(1, round(seconds * 1000)), 2**31 - 1))
 
     def _is_busy(self, error: DBAPIError) -> bool:
         return _sqlstate(error) == "55P03"  # lock_not_available
@@ -185,10 +192,21 @@ class Postgres(_Server):
         return _sqlstate(error) in ("40001", "40P01")  # serialization_failure, deadlock_detected
 
     def _says_no(self, error: DBAPIError) -> bool:
-        return _sqlstate(error)[:2] in ("23", "40")  # a constraint, or a rollback
+        return self.answered_no(error)
 
     def _lacks_a_table(self, error: DBAPIError) -> bool:
         return _sqlstate(error) == "42P01"  # undefined_table
+
+    def answered_no(self, error: BaseException | None) -> bool:
+        """Whether the server has said that it did not do what it was told."""
+        if not isinstance(error, DBAPIError) or error.connection_invalidated:
+            return False
+        state = _sqlstate(error)  # 40003 says that it does not know
+        return bool(state) and state != "40003" and state[:2] not in _LOST
+
+    def has_forgotten(self, error: BaseException | None) -> bool:
+        """Whether this connection's plans are of tables that have changed since."""
+        return isinstance(error, DBAPIError) and _sqlstate(error) == "0A000"
 
 
 class Mysql(_Server):
@@ -196,7 +214,10 @@ class Mysql(_Server):
 
     _OVERTAKEN: ClassVar = {1020, 1213}  # ER_CHECKREAD, ER_LOCK_DEADLOCK
 
-    _reads_in_session = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
+    _session_for_lists = (
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        f"SET SESSION lock_wait_timeout = {math.ceil(HoldPolicy().lock_wait)}",
+    )
 
     def clock(self) -> sa.ColumnElement[Any] | None:
         """The start of the statement, which comes after the lock."""
@@ -216,10 +237,6 @@ class Mysql(_Server):
         """IGNORE forgives more than that, all of which has been checked before."""
         return sa.insert(table).prefix_with("IGNORE")
 
-    def _read_without_locks(self, connection: sa.Connection) -> None:
-        # A SELECT in a transaction that is SERIALIZABLE locks what it reads.
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-
     @contextmanager
     def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
         """A named lock: a statement that creates anything commits by itself."""
@@ -230,27 +247,31 @@ class Mysql(_Server):
             try:
                 yield connection
             finally:
-                connection.execute(sa.select(sa.func.release_lock(_CREATING)))
+                # Else it is released with the connection.
+                with suppress(DBAPIError):
+                    if not connection.invalidated:
+                        connection.execute(sa.select(sa.func.release_lock(_CREATING)))
 
     @contextmanager
-    def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
+    def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[sa.Connection]:
         # Whole seconds only. The second one is for tables that somebody alters.
         names = "innodb_lock_wait_timeout", "lock_wait_timeout"
+        seconds = min(math.ceil(lock_wait), _LONGEST_WAIT)
         keep = [f"@slotcache_{name} = @@SESSION.{name}" for name in names]
-        shorten = [f"SESSION {name} = {math.ceil(lock_wait)}" for name in names]
+        shorten = [f"SESSION {name} = {seconds}" for name in names]
         restore = [f"SESSION {name} = @slotcache_{name}" for name in names]
-        connection.exec_driver_sql(f"SET {', '.join(keep + shorten)}")
-        # Of the next transaction alone, which is begun even where each statement would be one.
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        connection.exec_driver_sql("START TRANSACTION")
-        try:
-            yield
-        finally:
-            # Tidying up must not make a change that is committed look failed.
-            with suppress(DBAPIError):
-                if not connection.invalidated:
-                    connection.exec_driver_sql("ROLLBACK")
-                    connection.exec_driver_sql(f"SET {', '.join(restore)}")
+
+        def put_back() -> None:
+            # By hand: where each statement is a transaction, SQLAlchemy may leave that out.
+            connection.exec_driver_sql("ROLLBACK")
+            connection.exec_driver_sql(f"SET {', '.join(restore)}")
+
+        with self._lent(connection, put_back=put_back):
+            connection.exec_driver_sql(f"SET {', '.join(keep + shorten)}")
+            # Of the next transaction alone, which is begun even where each statement would be one.
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            connection.exec_driver_sql("START TRANSACTION")
+            yield connection
 
     def _is_busy(self, error: DBAPIError) -> bool:
         return _errno(error) == 1205  # ER_LOCK_WAIT_TIMEOUT
@@ -259,7 +280,7 @@ class Mysql(_Server):
         return _errno(error) in self._OVERTAKEN
 
     def _says_no(self, error: DBAPIError) -> bool:
-        return _errno(error) in self._OVERTAKEN
+        return self._is_busy(error) or self._was_overtaken(error)
 
     def _lacks_a_table(self, error: DBAPIError) -> bool:
         return _errno(error) == 1146  # ER_NO_SUCH_TABLE

@@ -17,20 +17,20 @@ All that a statement reads is as of its start. What makes that safe differs by c
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
-from slotcache.errors import SlotcacheError
+from slotcache.errors import BackendError, Busy
 from slotcache.ledger import HoldRequest
 from slotcache.lifecycle import Hold, HoldState
 from slotcache.protocols import Scope
 from slotcache.sql.claims import Claim
 from slotcache.sql.columns import Instant
 from slotcache.sql.database import Disconnected, Overtaken
-from slotcache.sql.servers import Postgres
+from slotcache.sql.servers import Postgres, Turn
 from slotcache.sql.statements import Statements
 from slotcache.sql.tables import HELD, SlotColumns
 
@@ -39,6 +39,7 @@ __all__ = ["Shortcut"]
 _VERSION: sa.ColumnClause[Any] = sa.literal_column("ctid")
 _GIVEN_TIME = sa.bindparam("p_now", type_=Instant())
 _QUANTITY = sa.bindparam("p_quantity", type_=sa.Integer())
+_SECONDS: sa.BindParameter[float] = sa.bindparam("p_seconds", type_=sa.Double())
 _MAX_QUANTITY = 2**31 - 1
 
 
@@ -80,37 +81,20 @@ class Shortcut:
         """
         if request.idempotency_key is not None or request.quantity > _MAX_QUANTITY:
             return None
-        parameters: dict[str, Any] = {
-            "p_hold": self._new_id(),
+        hold_id = self._new_id()
+        parameters = {
+            "p_hold": hold_id,
             "p_slot": request.slot_id,
             "p_quantity": request.quantity,
             "p_owner": request.owner,
-            "p_ttl": timedelta(seconds=request.ttl),
+            "p_seconds": request.ttl,
         }
-        try:
-            with self._database.at_once(lock_wait) as turn:
-                if self._binds_time:
-                    parameters["p_now"] = self._database.now(turn.connection)
-                parameters["p_patience"] = turn.patience_before
-                changed.append(None)  # from here on its answer may be lost
-                row = turn.connection.execute(self._statement, parameters).one_or_none()
-                turn.patience_is_back = row is not None
-        except Disconnected as error:
-            if changed:
-                raise error.otherwise from error.__cause__
-            return None
-        except Overtaken:
-            changed.clear()
-            return None
-        except SlotcacheError:
-            changed.clear()
-            raise
+        row = self._sent(parameters, changed, lock_wait)
+        changed[:] = [] if row is None else [row.scope]
         if row is None:
-            changed.clear()
             return None
-        changed[:] = [row.scope]
         return Hold(
-            id=parameters["p_hold"],
+            id=hold_id,
             slot_id=row.slot_id,
             scope=row.scope,
             quantity=request.quantity,
@@ -119,6 +103,49 @@ class Shortcut:
             expires_at=row.expires_at,
             owner=request.owner,
         )
+
+    def _sent(
+        self, parameters: dict[str, Any], changed: list[Scope | None], lock_wait: float
+    ) -> sa.Row[Any] | None:
+        """Return what the statement returned; None: it did nothing, and was not refused for good.
+
+        When this raises, `changed` is empty only if it is certain that it did nothing.
+        """
+        try:
+            with self._database.at_once(lock_wait) as turn:
+                return self._run(turn, parameters, changed)
+        except Busy:
+            changed.clear()
+            raise
+        except Overtaken:
+            return None
+        except Disconnected as error:
+            if changed:
+                raise error.otherwise from error.__cause__
+            return None
+        except BackendError as error:
+            # The ledger may do without what the server refused: "ctid" in a view, for one.
+            if changed and not self._database.answered_no(error.__cause__):
+                raise
+            return None
+
+    def _run(
+        self, turn: Turn, parameters: dict[str, Any], changed: list[Scope | None]
+    ) -> sa.Row[Any] | None:
+        connection = turn.connection
+        if self._binds_time:
+            parameters["p_now"] = self._database.now(connection)
+        parameters["p_patience"] = turn.patience_before
+        changed.append(None)  # from here on its answer may be lost
+        try:
+            row = connection.execute(self._statement, parameters).one_or_none()
+        except DBAPIError as error:
+            if self._database.has_forgotten(error):
+                connection.invalidate()
+            raise
+        if row is not None:
+            turn.patience_before = None  # the statement has put it back
+        return row
 
     def _taken(self, statements: Statements) -> sa.CTE:
         """The slot, locked, its places taken off: none if it does not fit."""
@@ -141,7 +168,7 @@ class Shortcut:
 
     def _seen(self, statements: Statements) -> sa.CTE:
         """The slot, counted, then locked: none if that takes waiting, or it does not fit."""
-        counted = statements.count.add_columns(_VERSION.label("version")).cte("counted")
+        counted = statements.count.add_columns(_VERSION.label("version")).cte("slotcache_counted")
         locked = self._locked()
         fitting = (
             sa.select(counted)
@@ -180,7 +207,10 @@ class Shortcut:
         return (
             sa.update(slots.table)
             .values({slots.remaining: slots.remaining})
-            .where(sa.select(fitting.c.version).scalar_subquery() == _VERSION)
+            .where(
+                self._is_asked_for(),  # a version is one of a partition
+                sa.select(fitting.c.version).scalar_subquery() == _VERSION,
+            )
             .returning(slots.slot_id)
             .cte("written")
         )
@@ -192,7 +222,8 @@ class Shortcut:
             "quantity": _QUANTITY,
             "state": HELD,
             "created_at": slot.c.now,
-            "expires_at": slot.c.now + sa.bindparam("p_ttl", type_=sa.Interval()),
+            # Seconds: a day is not as long as another one where the session's clocks change.
+            "expires_at": slot.c.now + sa.func.make_interval(0, 0, 0, 0, 0, 0, _SECONDS),
             "owner": sa.bindparam("p_owner", type_=holds.c.owner.type),
         }
         return (

@@ -195,7 +195,7 @@ class SqlSlots:
             with self._database.creating(HoldPolicy().lock_wait) as connection:
                 for table in self._shipped:
                     table.create(connection, checkfirst=True)
-                connection.commit()
+                self._database.commit(connection, (), [])
 
         _tried_again(once)
 
@@ -236,7 +236,7 @@ class SqlSlots:
                     connection.rollback()
                     self._refuse_existing(connection, inserted)
                     raise
-                connection.commit()
+                self._database.commit(connection, (), [])
 
         _tried_again(once)
 
@@ -254,7 +254,8 @@ class SqlSlots:
             TypeError: The scope is not of the type that the table's scopes have.
             ValueError: The table has no scopes, or spells this one differently; or a row cannot
                 be true.
-            sqlalchemy.exc.DBAPIError: What the database raised, unchanged.
+            sqlalchemy.exc.DBAPIError: What the database raised, unchanged; also when somebody
+                altered the tables for more than three seconds.
         """
         self._check_scope(scope)
         return self._lists.load(scope)
@@ -310,6 +311,8 @@ class SqlSlots:
     def _shortcut_on(self, database: Database) -> Shortcut | None:
         # Another ledger (the broken twins of the tests) is to see every hold.
         if not isinstance(database, Postgres) or self._ledger is not SqlLedger:
+            return None
+        if not self._slots.where_is_simple:
             return None
         return self._shortcuts(
             database,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -14,13 +14,15 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
 from slotcache._fork import forget_after_fork
-from slotcache.errors import Busy
+from slotcache.errors import BackendError, Busy
 from slotcache.protocols import Clock
-from slotcache.sql.database import Database
+from slotcache.sql.database import Database, Disconnected
 from slotcache.sql.engines import READS_ONLY, check_sqlite
 from slotcache.sql.turns import Turns
 
 __all__ = ["Sqlite"]
+
+_LONGEST_WAIT = 2**31 - 1  # milliseconds
 
 
 class Sqlite(Database):
@@ -93,8 +95,7 @@ class Sqlite(Database):
         try:
             with (
                 self._translated(lock_wait),
-                self._engine.connect() as connection,
-                _patience(connection, deadline - monotonic()),
+                self._patient(self._engine.connect(), deadline - monotonic()) as connection,
             ):
                 connection.begin()
                 _ensure_transaction(connection)
@@ -115,10 +116,32 @@ class Sqlite(Database):
                 raise Busy(waited=lock_wait)
             with (
                 self._translated(lock_wait),
-                self._engine.connect() as connection,
-                _patience(connection, lock_wait),
+                self._patient(self._engine.connect(), lock_wait) as connection,
             ):
                 yield connection.execution_options(**{READS_ONLY: True})
+
+    @contextmanager
+    def _patient(self, connection: sa.Connection, seconds: float) -> Iterator[sa.Connection]:
+        """Let SQLite wait so long for other connections, and afterwards as long as before."""
+        driver: Any = connection.connection.driver_connection
+        before: list[int] = []
+
+        def put_back() -> None:
+            # Where each statement is a transaction, SQLAlchemy may leave the first one out.
+            try:
+                driver.rollback()
+                for milliseconds in before:
+                    _set_patience(driver, milliseconds)
+            except sqlite3.Error:
+                connection.invalidate()
+
+        with self._lent(connection, put_back=put_back):
+            try:
+                before += driver.execute("PRAGMA busy_timeout").fetchone()
+                _set_patience(driver, min(max(1, round(seconds * 1000)), _LONGEST_WAIT))
+            except sqlite3.Error as error:
+                raise Disconnected(BackendError(f"the database failed: {error}")) from error
+            yield connection
 
     @contextmanager
     def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
@@ -157,19 +180,8 @@ class Sqlite(Database):
         return "no such table" in str(error.orig)
 
 
-@contextmanager
-def _patience(connection: sa.Connection, seconds: float) -> Iterator[None]:
-    """Let SQLite wait so long for other connections, and afterwards as long as before."""
-    cursor: Any = connection.connection.cursor()
-    before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
-    cursor.execute(f"PRAGMA busy_timeout = {max(1, round(seconds * 1000))}")
-    try:
-        yield
-    finally:
-        # Tidying up must not make a change that is committed look failed.
-        with suppress(sqlite3.Error):
-            cursor.execute(f"PRAGMA busy_timeout = {before}")
-            cursor.close()
+def _set_patience(driver: Any, milliseconds: int) -> None:
+    driver.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def _ensure_transaction(connection: sa.Connection) -> None:

@@ -76,23 +76,24 @@ class Statements:
             .order_by(slots.slot_id)
             .with_for_update(skip_locked=True)
         )
-        places = slots.remaining + sa.bindparam("p_places", type_=sa.Integer())
+        remaining, capacity = _signed(slots.remaining), _signed(slots.capacity)
+        places = remaining + sa.bindparam("p_places", type_=sa.Integer())
         self.add_places = (
             sa.update(slots.table)
-            .where(this_slot, places.between(0, slots.capacity))
+            .where(this_slot, places.between(0, capacity))
             .values({slots.remaining: places})
         )
         self.fill_up = (
             sa.update(slots.table).where(this_slot).values({slots.remaining: slots.capacity})
         )
-        capacity = sa.bindparam("p_capacity", type_=sa.Integer())
+        wanted = sa.bindparam("p_capacity", type_=sa.Integer())
         # In this order: MySQL's second assignment sees what the first has written.
         self.resize = (
             sa.update(slots.table)
             .where(this_slot)
             .ordered_values(
-                (slots.remaining, slots.remaining + (capacity - slots.capacity)),
-                (slots.capacity, capacity),
+                (slots.remaining, remaining + (wanted - capacity)),
+                (slots.capacity, wanted),
             )
         )
 
@@ -117,6 +118,7 @@ class Statements:
         self.expire = expired.where(holds.c.id.in_(ids))
         self.due = (
             sa.select(holds.c.id, holds.c.slot_id)
+            .join_from(holds, self._slots.table, holds.c.slot_id == self._slots.slot_id)
             .where(*self._due_holds())
             .order_by(holds.c.expires_at)
             .limit(sa.bindparam("p_limit", type_=sa.Integer()))
@@ -234,10 +236,10 @@ class Statements:
         of_slot = holds.slot_id == slots.slot_id
         if listed and self._database.joins_lateral:
             # Else PostgreSQL finds it easier to look at the holds of all slots.
-            return held.where(of_slot).correlate(slots.table).lateral("held"), sa.true()
+            return held.where(of_slot).correlate(slots.table).lateral("slotcache_held"), sa.true()
         if listed:
             held = held.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
-        grouped = held.add_columns(holds.slot_id).group_by(holds.slot_id).subquery("held")
+        grouped = held.add_columns(holds.slot_id).group_by(holds.slot_id).subquery("slotcache_held")
         return grouped, grouped.c.slot_id == slots.slot_id
 
     def _held(self) -> sa.Select[int, Any]:
@@ -254,7 +256,7 @@ class Statements:
         return sa.select(places.label("places"), next_end.label("next_end")).where(*which)
 
     def _free(self, places: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-        column, capacity = self._slots.remaining, self._slots.capacity
+        column, capacity = _signed(self._slots.remaining), _signed(self._slots.capacity)
         if self._claim.counts_holds:
             correct = sa.case((column > places, column - places), else_=0)
         else:
@@ -277,6 +279,11 @@ class Statements:
 
     def _due_holds(self) -> tuple[sa.ColumnElement[bool], ...]:
         return self._holds.state == HELD, self._holds.expires_at <= self._time
+
+
+def _signed(column: sa.Column[Any]) -> sa.ColumnElement[int]:
+    """A column of numbers to reckon with: MySQL may have it UNSIGNED, and fails below zero."""
+    return sa.cast(column, sa.BigInteger())
 
 
 def _total(places: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import TypeEngine
 
 from slotcache.availability import Scope, SlotId
@@ -66,6 +67,15 @@ class SlotColumns:
     def id_type(self) -> type[SlotId]:
         """The type of the slot ids."""
         return _python_type(self.slot_id, int, str, UUID)
+
+    @property
+    def where_is_simple(self) -> bool:
+        """Whether `where` is about the slot's own row alone, as far as one can see."""
+        if self.where is None:
+            return True
+        condition = sa.select(self.table).where(self.where).whereclause
+        parts = [] if condition is None else iterate(condition)
+        return not any(_looks_elsewhere(part, self.table) for part in parts)
 
     def scope_or_null(self) -> sa.ColumnElement[Any]:
         """The scope of a slot, in a statement."""
@@ -169,6 +179,12 @@ def map_slots(
     mapped = SlotColumns(table, **found, scope=scope, where=where)
     _ = mapped.id_type, mapped.scope_type  # refused now rather than at the first call
     return mapped
+
+
+def _looks_elsewhere(part: Any, table: sa.Table) -> bool:
+    if isinstance(part, sa.SelectBase) or "select" in str(getattr(part, "text", "")).lower():
+        return True
+    return isinstance(part, sa.Column) and part.table is not table
 
 
 def _named_columns(source: object) -> tuple[sa.Table, Mapping[str, sa.Column[Any]]]:
