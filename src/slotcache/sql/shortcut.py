@@ -3,7 +3,8 @@
 Most requests are plain: the slot is open, there is room, nothing is due, there is no key, and in
 `counted` nobody else is at it. For these the whole transaction is one statement, which commits by
 itself. It makes the hold, or it changes nothing; then the ledger does it step by step, and says
-why.
+why. A `where` that looks at other tables is always the ledger's: a statement that has waited sees
+those as they were before.
 
 All that a statement reads is as of its start. What makes that safe differs by claim:
 

@@ -309,10 +309,9 @@ class SqlSlots:
         return self._transact(lambda ledger: ledger.create(request), changed, lock_wait=lock_wait)
 
     def _shortcut_on(self, database: Database) -> Shortcut | None:
-        # Another ledger (the broken twins of the tests) is to see every hold.
-        if not isinstance(database, Postgres) or self._ledger is not SqlLedger:
+        if not isinstance(database, Postgres) or not self._slots.where_is_simple:
             return None
-        if not self._slots.where_is_simple:
+        if self._ledger is not SqlLedger:  # a broken twin of the tests is to see every hold
             return None
         return self._shortcuts(
             database,
