@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine, Generator, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Protocol, TypeVar
 
 __all__ = ["Actor", "Request", "TaskActor", "ThreadActor"]
@@ -37,9 +37,6 @@ class Request:
         self.what = what
         self.until = until
         self.event = event
-
-    def __await__(self) -> Generator[Request, str, str]:
-        return (yield self)
 
 
 class Actor:

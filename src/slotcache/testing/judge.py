@@ -25,7 +25,7 @@ class Judge:
     def __init__(self, scenario: Scenario, ttl: float) -> None:
         self.acknowledged = 0
         self.loads = 0
-        self._owed: dict[Hashable, int] = {}
+        self._owed: dict[int, int] = {}
         self.counts = scenario.exclusive and not scenario.faults
         self._scenario = scenario
         self._ttl = ttl
@@ -53,15 +53,19 @@ class Judge:
         """Note that a change is complete: committed, cleared, returned."""
         self.acknowledged = max(self.acknowledged, version)
 
-    def owe(self, version: int, process: Hashable) -> None:
+    def owe(self, version: int, process: int) -> None:
         """Note that a change is complete in one process, whose clear is not delivered."""
         self._owed[process] = max(self._owed.get(process, 0), version)
 
-    def deliver(self, process: Hashable) -> None:
+    def owing(self) -> list[int]:
+        """Return the processes with a clear that is not delivered, as far as is known."""
+        return list(self._owed)
+
+    def deliver(self, process: int) -> None:
         """Note that this process has delivered what it owed: it is complete for all."""
         self.acknowledge(self._owed.pop(process, 0))
 
-    def expected_at(self, instant: float, process: Hashable) -> Expected:
+    def expected_at(self, instant: float, process: int) -> Expected:
         """Return what a read that begins now, in this process, must show."""
         old = sum(1 for committed in self._committed_at if committed + self._ttl < instant)
         return max(self.acknowledged, self._owed.get(process, 0)), old

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from slotcache.availability import Availability
-from slotcache.protocols import Entry, Loaded, Lock, LockProvider, Miss, Scope
+from slotcache.protocols import Entry, Loaded, Lock, Miss, Scope
 from slotcache.testing.actors import Actor, ThreadActor
 from slotcache.trouble import Trouble
 
@@ -22,7 +22,7 @@ __all__ = [
     "Forgetful",
     "Noticed",
     "NoticedTrouble",
-    "Own",
+    "SharedLocks",
     "SimulatedCache",
     "SimulatedClock",
     "SimulatedLocks",
@@ -42,8 +42,9 @@ class Noticed:
         self._mutex = mutex
 
     def __enter__(self) -> None:
-        if any(actor.kind == "reader" for actor in self._world.others(self._service)):
-            self._world.touched = True
+        world = self._world
+        if not world.touched and any(a.kind == "reader" for a in world.others(self._service)):
+            world.touched = True
         self._mutex.acquire()
 
     def __exit__(self, *_exception: object) -> None:
@@ -70,8 +71,9 @@ class NoticedTrouble(Trouble):
         self._bypass = bypass
 
     def _touch(self) -> None:
-        if self._may_change and self._world.others(self._service):
-            self._world.touched = True
+        world = self._world
+        if self._may_change and not world.touched and world.others(self._service):
+            world.touched = True
 
     def state(self) -> Hashable:
         """Return all on which later answers depend."""
@@ -96,14 +98,13 @@ class Forgetful:
 
 
 class Own:
-    """A port that all services share, as the object that one of them has of it."""
+    """The object that one service has of a port that all of them share."""
 
-    def __init__(self, port: Any, world: World, service: object) -> None:
-        self._port = port
+    def __init__(self, world: World, service: object) -> None:
+        self._world = world
         self._slotcache_trouble = self._slotcache_lock_trouble = NoticedTrouble(world, service)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._port, name)
+        # Never asked: `Forgetful` stands before it.
+        self._slotcache_known = world.memory
 
 
 class Alive:
@@ -164,11 +165,11 @@ class SimulatedClock:
         return SimulatedEvent(self._world)
 
 
-class SimulatedCache:
+class SimulatedCache(Own):
     """The world's cache as an `AsyncCacheBackend`."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, service: object) -> None:
+        super().__init__(world, service)
         self._real = world.memory
 
     async def read(self, key: str) -> Entry | Miss:
@@ -190,35 +191,36 @@ class SimulatedCache:
     async def clear_all(self) -> None:
         await self._world.call("clear", self._real.clear_all)
 
-    def locks(self) -> SimulatedLocks:
-        return self._world.locks
 
-
-class SimulatedLocks:
+class SimulatedLocks(Own):
     """The world's locks as an `AsyncLockProvider`."""
 
-    def __init__(self, world: World, real: LockProvider) -> None:
-        self._world = world
-        self._real = real
-        self._held: dict[str, tuple[str, float]] = {}
-
     async def acquire(self, name: str, *, ttl: float) -> Lock | None:
-        def effect() -> Lock | None:
-            lock = self._real.acquire(name, ttl=ttl)
-            if lock is not None and self._world.current is not None:
-                self._held[name] = (self._world.current.name, self._world.time + ttl)
-            return lock
-
-        return await self._world.call("lock", effect)
+        return await self._world.call("lock", lambda: self._world.locks.acquire(name, ttl))
 
     async def release(self, lock: Lock) -> bool:
-        def effect() -> bool:
-            released = self._real.release(lock)
-            if released:
-                self._held.pop(lock.name, None)
-            return released
+        return await self._world.call("release", lambda: self._world.locks.release(lock))
 
-        return await self._world.call("release", effect)
+
+class SharedLocks:
+    """The world's locks, of which it is known who holds them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._real = world.scenario.locks(clock=world)
+        self._held: dict[str, tuple[str, float]] = {}
+
+    def acquire(self, name: str, ttl: float) -> Lock | None:
+        lock = self._real.acquire(name, ttl=ttl)
+        if lock is not None and self._world.current is not None:
+            self._held[name] = (self._world.current.name, self._world.time + ttl)
+        return lock
+
+    def release(self, lock: Lock) -> bool:
+        released = self._real.release(lock)
+        if released:
+            self._held.pop(lock.name, None)
+        return released
 
     def lose(self) -> None:
         """Let every lock be lost while its holder goes on."""

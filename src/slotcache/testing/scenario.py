@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from slotcache.memory import MemoryCache, MemoryLocks
@@ -65,7 +66,7 @@ class Scenario:
     clear_first: bool = False
     prepare: Callable[[Any], None] = lambda _service: None
 
-    @property
+    @cached_property
     def calls_may_fail(self) -> bool:
         """Whether a fault may bring a backend into trouble."""
         return any(fault.startswith("fail") for fault in self.faults)
