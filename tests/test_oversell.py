@@ -36,6 +36,7 @@ from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.sqlite import Sqlite
 
 from .support.forks import Forked
+from .support.races import buy
 from .support.sql import ON_SQLITE, check_books, free, opened, query, race, write_lock
 from .support.threads import PATIENCE
 
@@ -166,17 +167,6 @@ def turn(slots: SqlSlots) -> AbstractContextManager[Any]:
     """What the threads on one table wait for."""
     assert isinstance(slots._database, Sqlite)
     return slots._database._turns
-
-
-def buy(holds: HoldManager, quantities: list[int]) -> tuple[list[Hold], list[SlotFull]]:
-    taken: list[Hold] = []
-    refused: list[SlotFull] = []
-    for quantity in quantities:
-        try:
-            taken.append(holds.create(1, quantity))
-        except SlotFull as error:
-            refused.append(error)
-    return taken, refused
 
 
 class TestProcesses:

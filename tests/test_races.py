@@ -48,7 +48,7 @@ from slotcache.sql.servers import Postgres
 from slotcache.sql.statements import Statements
 from slotcache.sql.tables import keys_of
 
-from .support.races import PATIENT, Crowd, cleared, gathered
+from .support.races import PATIENT, Crowd, buy, cleared, gathered
 from .support.sql import CLAIMS, ON_SERVERS, Place, check_books, free, on_connect, query
 from .support.threads import PATIENCE, spawn
 
@@ -957,17 +957,6 @@ def last_place(crowd: Crowd) -> Counter[type]:
     """What comes of many buyers for one place."""
     crowd.table.add([(1, 1)])
     return kinds_of(crowd.race(crowd.each(lambda holds: holds.create(1))))
-
-
-def buy(holds: HoldManager, quantities: list[int]) -> tuple[list[Hold], list[SlotFull]]:
-    taken: list[Hold] = []
-    refused: list[SlotFull] = []
-    for quantity in quantities:
-        try:
-            taken.append(holds.create(1, quantity))
-        except SlotFull as error:
-            refused.append(error)
-    return taken, refused
 
 
 def kinds_of(outcomes: Sequence[Any]) -> Counter[type]:

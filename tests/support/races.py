@@ -36,6 +36,18 @@ PATIENT = HoldPolicy(lock_wait=60)
 Work: TypeAlias = Callable[[HoldManager], Any]
 
 
+def buy(holds: HoldManager, quantities: list[int]) -> tuple[list[Hold], list[SlotFull]]:
+    """Buy so many places of slot 1, one time after the other; return what came of it."""
+    taken: list[Hold] = []
+    refused: list[SlotFull] = []
+    for quantity in quantities:
+        try:
+            taken.append(holds.create(1, quantity))
+        except SlotFull as error:
+            refused.append(error)
+    return taken, refused
+
+
 class Crowd:
     """Tables on one database, each with an engine of its own, as so many processes would be.
 
