@@ -205,7 +205,8 @@ class HoldMachine(RuleBasedStateMachine):
             clock=self.clock,
         )
         if isinstance(self.slots._database, Sqlite):
-            self.slots._database.own(None)  # as `SqlSlots.sqlite`; but the tables outlive it
+            # As `SqlSlots.sqlite`, but the tables and the engine outlive it.
+            self.slots._database.writes_alone = True
         self.service = SlotAvailabilityService(
             self.slots, clock=self.clock, policy=AvailabilityPolicy(min_ttl=0)
         )

@@ -126,9 +126,9 @@ class Shortcut:
             return None
         except BackendError as error:
             # The ledger may do without what the server refused: "ctid" in a view, for one.
-            if changed and not self._database.answered_no(error.__cause__):
-                raise
-            return None
+            if changed and self._database.answered_no(error.__cause__):
+                return None
+            raise
 
     def _run(
         self, turn: Turn, parameters: dict[str, Any], changed: list[Scope | None]
