@@ -245,12 +245,14 @@ class SqlLedger:
 
     def _lock_free(self, slot_ids: set[SlotId]) -> set[SlotId]:
         """Lock these slots, but for those that others have locked; return which."""
-        ordered = sorted(slot_ids)
-        if not self._skips_locked:
-            each = [{"p_slot": slot_id} for slot_id in ordered]
-            self._connection.execute(self._statements.lock, each)
+        if self._is_alone:
             return slot_ids
-        return set(self._run(self._statements.lock_those_free, p_slots=ordered).scalars())
+        ordered = sorted(slot_ids)
+        if self._skips_locked:
+            return set(self._run(self._statements.lock_those_free, p_slots=ordered).scalars())
+        each = [{"p_slot": slot_id} for slot_id in ordered]
+        self._connection.execute(self._statements.lock, each)
+        return slot_ids
 
     def _count(self, slot_id: SlotId) -> SlotCount | None:
         row = self._ask(self._statements.count, p_slot=slot_id).one_or_none()

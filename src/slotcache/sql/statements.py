@@ -45,6 +45,7 @@ class Statements:
     ) -> None:
         self._slots = slots
         self._holds = holds.c
+        self._of_slot = holds.c.slot_id == slots.slot_id
         self._claim = claim
         self._database = database
         self._slot = sa.bindparam("p_slot", type_=slots.slot_id.type)
@@ -118,14 +119,14 @@ class Statements:
         self.expire = expired.where(holds.c.id.in_(ids))
         self.due = (
             sa.select(holds.c.id, holds.c.slot_id)
-            .join_from(holds, self._slots.table, holds.c.slot_id == self._slots.slot_id)
+            .join_from(holds, self._slots.table, self._of_slot)
             .where(*self._due_holds())
             .order_by(holds.c.expires_at)
             .limit(sa.bindparam("p_limit", type_=sa.Integer()))
         )
         self.still_due = (
             sa.select(holds.c.id, holds.c.slot_id, holds.c.quantity, self._scope())
-            .join_from(holds, self._slots.table, holds.c.slot_id == self._slots.slot_id)
+            .join_from(holds, self._slots.table, self._of_slot)
             .where(holds.c.id.in_(ids), *self._due_holds())
         )
 
@@ -163,13 +164,12 @@ class Statements:
         ).where(slots.slot_id == self._slot)
 
     def _places_of(self, *which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-        of_slot = self._holds.slot_id == self._slots.slot_id
-        return sa.select(_total(self._holds.quantity)).where(of_slot, *which).scalar_subquery()
+        total = sa.select(_total(self._holds.quantity))
+        return total.where(self._of_slot, *which).scalar_subquery()
 
     def has_due(self) -> sa.ColumnElement[bool]:
         """Whether holds of a slot are due, though nobody has written that down."""
-        of_slot = self._holds.slot_id == self._slots.slot_id
-        return sa.exists().where(of_slot, *self._due_holds())
+        return sa.exists().where(self._of_slot, *self._due_holds())
 
     def _is_open(self) -> sa.ColumnElement[int]:
         if self._slots.where is None:
@@ -200,7 +200,7 @@ class Statements:
     def _holds_found(self) -> sa.Select[Any]:
         holds, slots = self._holds, self._slots
         return sa.select(*holds, self._scope(), self._now()).outerjoin_from(
-            holds.id.table, slots.table, holds.slot_id == slots.slot_id
+            holds.id.table, slots.table, self._of_slot
         )
 
     def list_of(self, *, scoped: bool) -> sa.Select[Any]:
@@ -233,10 +233,11 @@ class Statements:
     ) -> tuple[sa.FromClause, sa.ColumnElement[bool]]:
         """What is held of each slot that is listed, and how it is joined to that."""
         slots, holds, held = self._slots, self._holds, self._held()
-        of_slot = holds.slot_id == slots.slot_id
         if listed and self._database.joins_lateral:
             # Else PostgreSQL finds it easier to look at the holds of all slots.
-            return held.where(of_slot).correlate(slots.table).lateral("slotcache_held"), sa.true()
+            return held.where(self._of_slot).correlate(slots.table).lateral(
+                "slotcache_held"
+            ), sa.true()
         if listed:
             held = held.where(holds.slot_id.in_(sa.select(slots.slot_id).where(*listed)))
         grouped = held.add_columns(holds.slot_id).group_by(holds.slot_id).subquery("slotcache_held")
