@@ -16,6 +16,7 @@ from slotcache.errors import (
     CapacityTooLow,
     HoldExpired,
     HoldNotFound,
+    HoldTooSmall,
     IdempotencyConflict,
     IllegalTransition,
     SlotcacheError,
@@ -32,18 +33,21 @@ EACH = [
     SlotNotFound("A"),
     SlotFull("A", requested=3, remaining=1),
     CapacityTooLow("A", requested=3, lowest=4),
-    IdempotencyConflict("order 7", hold_id=HOLD),
+    IdempotencyConflict(hold_id=HOLD, idempotency_key="order 7"),
+    IdempotencyConflict(hold_id=HOLD, reference="payment 7"),
     HoldNotFound(HOLD),
+    HoldNotFound(HOLD, owner="ada"),
+    HoldTooSmall(HOLD, requested=3, quantity=2),
     HoldExpired(HOLD, expires_at=NOON),
     IllegalTransition(HOLD, state=HoldState.CANCELLED, operation="confirm"),
     Busy(waited=3.0),
     BackendError("the database is away"),
 ]
-each_error = pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+each_error = pytest.mark.parametrize("error", EACH, ids=lambda error: str(error)[:60])
 
 
 def test_these_tests_know_every_error() -> None:
-    assert sorted(type(error).__name__ for error in EACH) == sorted(errors.__all__)
+    assert sorted({type(error).__name__ for error in EACH}) == sorted(errors.__all__)
 
 
 @each_error
@@ -100,6 +104,13 @@ def test_the_fields_are_those_that_were_given() -> None:
     full = SlotFull("A", requested=3, remaining=1)
     assert (full.slot_id, full.requested, full.remaining) == ("A", 3, 1)
     assert HoldNotFound(HOLD).hold_id == HOLD
+    assert (HoldNotFound(HOLD).owner, HoldNotFound(HOLD, owner="ada").owner) == (None, "ada")
+    small = HoldTooSmall(HOLD, requested=3, quantity=2)
+    assert (small.hold_id, small.requested, small.quantity) == (HOLD, 3, 2)
+    by_key = IdempotencyConflict(hold_id=HOLD, idempotency_key="order 7")
+    assert (by_key.hold_id, by_key.idempotency_key, by_key.reference) == (HOLD, "order 7", None)
+    by_reference = IdempotencyConflict(hold_id=HOLD, reference="payment 7")
+    assert (by_reference.idempotency_key, by_reference.reference) == (None, "payment 7")
     expired = HoldExpired(HOLD, expires_at=NOON)
     assert (expired.hold_id, expired.expires_at) == (HOLD, NOON)
     illegal = IllegalTransition(HOLD, state=HoldState.CANCELLED, operation="confirm")
@@ -129,9 +140,60 @@ def test_the_fields_are_those_that_were_given() -> None:
             IllegalTransition(HOLD, state=HoldState.CANCELLED, operation="confirm"),
             f"cannot confirm hold {HOLD}, it is cancelled: show that, or create a new one",
         ),
-        (Busy(waited=3.0), "the table stayed locked for 3 s: try again"),
+        (
+            HoldNotFound(HOLD, owner="ada"),
+            f"hold {HOLD} does not exist, or 'ada' does not own it: create a new one",
+        ),
+        (
+            HoldTooSmall(HOLD, requested=3, quantity=2),
+            (
+                f"hold {HOLD} has 2 left, 3 were to be cancelled: cancel fewer, or all of it by "
+                "leaving quantity out"
+            ),
+        ),
+        (
+            IdempotencyConflict(hold_id=HOLD, reference="payment 7"),
+            (
+                f"hold {HOLD} was confirmed before, but not with reference 'payment 7': get() "
+                "tells with which; undo what the new one stands for"
+            ),
+        ),
+        (
+            IllegalTransition(HOLD, state=HoldState.HELD, operation="write off"),
+            (
+                f"cannot write off hold {HOLD}, it is held: what was never sold is given back, so "
+                "cancel it without restock=False"
+            ),
+        ),
+        (
+            IllegalTransition(HOLD, state=HoldState.CONFIRMED, operation="replace"),
+            (
+                f"cannot replace hold {HOLD}, it is confirmed: only a live hold makes room, so "
+                "create without replaces, or cancel it yourself"
+            ),
+        ),
+        (
+            Busy(waited=3.0),
+            (
+                "the table stayed locked for 3 s: try again, and not beside a transaction of yours "
+                "that has locked it"
+            ),
+        ),
     ],
-    ids=["no slot", "some left", "none left", "no hold", "expired", "illegal", "busy"],
+    ids=[
+        "no slot",
+        "some left",
+        "none left",
+        "no hold",
+        "expired",
+        "illegal",
+        "no hold of hers",
+        "too small",
+        "other reference",
+        "never sold",
+        "sold already",
+        "busy",
+    ],
 )
 def test_the_message_says_what_happened_and_what_to_do(error: SlotcacheError, message: str) -> None:
     assert str(error) == message

@@ -12,8 +12,6 @@ from uuid import UUID
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-import pytest
-
 from slotcache import TRANSITIONS, Hold, HoldState, SlotcacheError
 from slotcache.lifecycle import next_state
 
@@ -24,9 +22,10 @@ WRITE_IT_ANEW = "write it anew: python3 -m tests.test_lifecycle"
 
 OPERATIONS = tuple(dict.fromkeys(operation for _, operation in TRANSITIONS))
 
-WIDTH, HEIGHT = 700, 350
+WIDTH, HEIGHT = 950, 382
 HALF_WIDTH, HALF_HEIGHT = 68, 24
 LEGEND = HEIGHT - 24
+DETOUR = 885
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Box:
 
 
 BOXES = {
-    HoldState.HELD: Box(200, 160, (0, -1)),
-    HoldState.CONFIRMED: Box(480, 52, (1, 0)),
-    HoldState.CANCELLED: Box(480, 160, (1, 0)),
-    HoldState.EXPIRED: Box(480, 268, (1, 0)),
+    HoldState.HELD: Box(200, 168, (0, -1)),
+    HoldState.CONFIRMED: Box(480, 60, (1, 0)),
+    HoldState.CANCELLED: Box(480, 168, (1, 0)),
+    HoldState.EXPIRED: Box(480, 276, (1, 0)),
 }
 
 STYLE = """
@@ -134,11 +133,31 @@ def arrow(state: HoldState, after: HoldState, names: str) -> str:
     if right:  # from side to side
         out = HALF_WIDTH if right > 0 else -HALF_WIDTH
         points = start.x + out, start.y, end.x - out, end.y
+    elif any(min(start.y, end.y) < each.y < max(start.y, end.y) for each in column(start)):
+        return around(start, end, names)
     else:
         out = HALF_HEIGHT if down > 0 else -HALF_HEIGHT
         points = start.x, start.y + out, end.x, end.y - out
     middle = (points[0] + points[2]) // 2, (points[1] + points[3]) // 2
     return f"{line(*points)}\n{label(*middle, names)}"
+
+
+def column(place: Box) -> list[Box]:
+    """Return the boxes that stand below or above this one."""
+    return [each for each in BOXES.values() if each.x == place.x]
+
+
+def around(start: Box, end: Box, names: str) -> str:
+    """Return an arrow from below one box to above another, around what is between and beside."""
+    below, above = start.y + HALF_HEIGHT, end.y - HALF_HEIGHT
+    middle = (start.y + end.y) // 2
+    curve = (
+        f"M{start.x} {below} C{start.x + 40} {below + 45} {DETOUR} {below + 45} {DETOUR} {middle} "
+        f"C{DETOUR} {above - 45} {end.x + 40} {above - 45} {end.x} {above}"
+    )
+    return (
+        f'<path class="arrow" marker-end="url(#tip)" d="{curve}"/>\n{label(DETOUR, middle, names)}'
+    )
 
 
 def loop(place: Box, names: str) -> str:
@@ -223,9 +242,18 @@ def test_the_drawing_shows_every_state_and_every_move_and_runs_nothing():
         assert named.count(operation) == len(pairs)
 
 
-@pytest.mark.parametrize("state", [HoldState.CANCELLED, HoldState.EXPIRED])
-def test_what_has_ended_stays_as_it_is(state):
-    assert {after for (before, _), after in TRANSITIONS.items() if before is state} == {state}
+def test_what_was_given_up_stays_so():
+    afters = {after for (before, _), after in TRANSITIONS.items() if before is HoldState.CANCELLED}
+    assert afters == {HoldState.CANCELLED}
+
+
+def test_what_has_expired_lives_again_by_one_way_alone():
+    moves = {
+        operation: after
+        for (before, operation), after in TRANSITIONS.items()
+        if before is HoldState.EXPIRED and after is not HoldState.EXPIRED
+    }
+    assert moves == {"reacquire": HoldState.CONFIRMED}
 
 
 def test_every_state_is_reached_from_a_new_hold():

@@ -410,9 +410,10 @@ class CountsOnlyWhatIsSold(SqlLedger):
 class SumsFirst(SqlLedger):
     """Sums the live holds, then writes the slot row: the textbook's read-then-write."""
 
-    def _lock(self, slot_id: Any) -> Any:
+    def _lock(self, slot_ids: Any) -> None:
+        (slot_id,) = slot_ids
         self._summed = super()._count(slot_id)
-        return super()._lock(slot_id)
+        super()._lock(slot_ids)
 
     def _count(self, slot_id: Any) -> Any:
         return self._summed

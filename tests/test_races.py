@@ -43,7 +43,8 @@ from slotcache.ledger import Change, DueHold, HoldRequest
 from slotcache.sql import SqlSlots
 from slotcache.sql.columns import Instant
 from slotcache.sql.database import Database
-from slotcache.sql.ledger import SlotCount, SqlLedger
+from slotcache.sql.ledger import SqlLedger
+from slotcache.sql.places import SlotCount
 from slotcache.sql.servers import Postgres
 from slotcache.sql.statements import Statements
 from slotcache.sql.tables import keys_of
@@ -822,10 +823,10 @@ WITHOUT = {"check": without_check, "unique keys": without_unique_keys}
 class OnlyLocks(SqlLedger):
     """Locks the slot row with SELECT ... FOR UPDATE, instead of writing it."""
 
-    def _lock(self, slot_id: Any) -> SlotCount | None:
+    def _lock(self, slot_ids: Any) -> None:
         lock = sa.text("SELECT 1 FROM slots WHERE slot_id = :slot FOR UPDATE")
-        self._run(lock, slot=slot_id)
-        return self._count(slot_id)
+        for slot_id in slot_ids:
+            self._run(lock, slot=slot_id)
 
 
 class RepeatableRead(Postgres):
@@ -841,7 +842,8 @@ class RepeatableRead(Postgres):
 class SumsWhileItLocks(SqlLedger):
     """Locks and sums in one statement."""
 
-    def _lock(self, slot_id: Any) -> SlotCount | None:
+    def _lock(self, slot_ids: Any) -> None:
+        (slot_id,) = slot_ids
         lock = sa.text(
             """UPDATE slots SET remaining = remaining WHERE slot_id = :slot
             RETURNING slot_id, capacity, remaining,
@@ -849,7 +851,10 @@ class SumsWhileItLocks(SqlLedger):
                  WHERE slot_id = :slot AND state = 'held'),
                 0, scope, 1, clock_timestamp()"""
         )
-        return SlotCount._make(self._run(lock, slot=slot_id).one())
+        self._summed = SlotCount._make(self._run(lock, slot=slot_id).one())
+
+    def _count(self, slot_id: Any) -> SlotCount | None:
+        return self._summed
 
 
 class TimeStandsStill(Postgres):
@@ -872,19 +877,20 @@ class LooksBeforeItLocks(SqlLedger):
 class LooksKeysUpFirst(SqlLedger):
     """Looks whether the key is there, then waits for the slot."""
 
-    def create(self, request: HoldRequest) -> Change[Hold]:
+    def create(self, request: HoldRequest) -> Change[tuple[Hold, ...]]:
         found = self._run(
             self._statements.find_key, p_owner="", p_key=request.idempotency_key
         ).one_or_none()
         if found is not None:
-            return Change(replace(self.get(found.hold_id), replayed=True))
+            return Change((replace(self.get(found.hold_id), replayed=True),))
         change = super().create(replace(request, idempotency_key=None))
         self._run(
             self._statements.insert_key,
             owner="",
             idempotency_key=request.idempotency_key,
+            position=0,
             request="",
-            hold_id=change.value.id,
+            hold_id=change.value[0].id,
         )
         return change
 
@@ -911,9 +917,9 @@ class MovesUnconditionally(SqlLedger):
             statement = sa.update(holds).where(holds.c.id == self._moved)
         return super()._run(statement, **parameters)
 
-    def _move(self, hold_id: UUID, operation: str) -> Change[Hold]:
-        self._moved = hold_id
-        return super()._move(hold_id, operation)
+    def _move(self, hold: Hold, *moves: Any, **options: Any) -> Change[Hold]:
+        self._moved = hold.id
+        return super()._move(hold, *moves, **options)
 
 
 def after_an_edit(crowd: Crowd) -> list[Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "CapacityTooLow",
     "HoldExpired",
     "HoldNotFound",
+    "HoldTooSmall",
     "IdempotencyConflict",
     "IllegalTransition",
     "SlotFull",
@@ -108,15 +109,39 @@ class HoldNotFound(SlotcacheError):
 
     Attributes:
         hold_id: The id that was asked for.
+        owner: Whose hold it had to be; None: anybody's.
     """
 
-    def __init__(self, hold_id: UUID) -> None:
+    def __init__(self, hold_id: UUID, *, owner: str | None = None) -> None:
         self.hold_id = hold_id
-        super().__init__(f"hold {hold_id} does not exist: create a new one")
+        self.owner = owner
+        whose = "" if owner is None else f", or {owner!r} does not own it"
+        super().__init__(f"hold {hold_id} does not exist{whose}: create a new one")
+
+
+class HoldTooSmall(SlotcacheError):
+    """More of the hold's places were to be cancelled than it has. Nothing was changed.
+
+    Attributes:
+        hold_id: The hold.
+        requested: How many were to be cancelled.
+        quantity: How many it had at that instant.
+    """
+
+    def __init__(self, hold_id: UUID, *, requested: int, quantity: int) -> None:
+        self.hold_id = hold_id
+        self.requested = requested
+        self.quantity = quantity
+        super().__init__(
+            f"hold {hold_id} has {quantity} left, {requested} were to be cancelled: cancel fewer, "
+            "or all of it by leaving quantity out"
+        )
 
 
 class HoldExpired(SlotcacheError):
     """The hold ended before it was confirmed; its places are free for others. Nothing was changed.
+
+    If it was to take them again (`late="reacquire"`), the `__cause__` says why that failed.
 
     Attributes:
         hold_id: The hold.
@@ -130,19 +155,29 @@ class HoldExpired(SlotcacheError):
 
 
 class IdempotencyConflict(SlotcacheError):
-    """The same owner used the key before, for another request. Nothing was changed.
+    """What makes a call happen once stands for another call already. Nothing was changed.
+
+    Either the owner used the idempotency key before, for other slots or quantities; or the hold
+    was confirmed before, under another reference or none.
 
     Attributes:
-        idempotency_key: The key.
-        hold_id: The hold that was made under it.
+        hold_id: The (first) hold that was made under the key; or that was to be confirmed.
+        idempotency_key: The key that was sent; None: a reference was.
+        reference: The reference that was sent; None: a key was.
     """
 
-    def __init__(self, idempotency_key: str, *, hold_id: UUID) -> None:
-        self.idempotency_key = idempotency_key
+    def __init__(
+        self, *, hold_id: UUID, idempotency_key: str | None = None, reference: str | None = None
+    ) -> None:
         self.hold_id = hold_id
+        self.idempotency_key = idempotency_key
+        self.reference = reference
         super().__init__(
             f"idempotency key {idempotency_key!r} has made hold {hold_id} for another slot or "
             "quantity: a new request needs a new key"
+            if reference is None
+            else f"hold {hold_id} was confirmed before, but not with reference {reference!r}: "
+            "get() tells with which; undo what the new one stands for"
         )
 
 
@@ -159,10 +194,14 @@ class IllegalTransition(SlotcacheError):
         self.hold_id = hold_id
         self.state = state
         self.operation = operation
-        super().__init__(
-            f"cannot {operation} hold {hold_id}, it is {state.value}: "
-            "show that, or create a new one"
-        )
+        advice = _ADVICE.get(operation, "show that, or create a new one")
+        super().__init__(f"cannot {operation} hold {hold_id}, it is {state.value}: {advice}")
+
+
+_ADVICE = {
+    "replace": "only a live hold makes room, so create without replaces, or cancel it yourself",
+    "write off": "what was never sold is given back, so cancel it without restock=False",
+}
 
 
 class Busy(SlotcacheError):
@@ -178,7 +217,10 @@ class Busy(SlotcacheError):
 
     def __init__(self, *, waited: float) -> None:
         self.waited = waited
-        super().__init__(f"the table stayed locked for {waited:g} s: try again")
+        super().__init__(
+            f"the table stayed locked for {waited:g} s: try again, and not beside a transaction of "
+            "yours that has locked it"
+        )
 
 
 class BackendError(SlotcacheError):

@@ -7,24 +7,25 @@ table's (`ledger.py` is the port): this module knows no SQL.
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
+from slotcache.hook import Hook, check_hook, tell_all
 from slotcache.ledger import Change, HoldRequest, HoldTable, Ledger
 from slotcache.lifecycle import Hold, HoldState
 from slotcache.policy import LONGEST, HoldPolicy, seconds
 from slotcache.protocols import InvalidationHook, Scope, SlotId
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session
+
 __all__ = ["HoldManager"]
 
 T = TypeVar("T")
-
-_log = logging.getLogger("slotcache")
 
 _MAX_TEXT = 255
 _MAX_BATCH = 10_000
@@ -38,7 +39,7 @@ class HoldManager:
 
     Make one for each table when the application starts, and use it from all threads. Every
     operation is one transaction of its own, finished when the call returns: whatever it raises
-    except `BackendError`, nothing was changed.
+    except `BackendError`, nothing was changed. `within` does the same in a transaction of yours.
 
     Args:
         slots: The table, for example `slotcache.sql.SqlSlots`.
@@ -74,16 +75,44 @@ class HoldManager:
         if not hasattr(slots, "_transact"):
             raise TypeError(f"slots must be a table such as SqlSlots(engine), not {slots!r:.80}")
         if on_change is not None:
-            _check_hook(on_change)
+            otherwise = "write None if nothing caches the list"
+            check_hook("on_change", on_change, otherwise=otherwise)
         self._slots = slots
-        self._on_change = on_change
+        self._hook = Hook(on_change)
         self._policy = policy
-        self._hook_failures = 0
 
     @property
     def hook_failures(self) -> int:
         """How often the hook has raised: each time a list may have been shown for a `ttl` (P8)."""
-        return self._hook_failures
+        return self._hook.failures
+
+    def within(self, transaction: Session | scoped_session[Session] | Connection) -> HoldManager:
+        """Return the same manager inside a transaction of yours.
+
+        What it does is committed or rolled back with all else in there. The hook runs when that
+        has been committed, and its connection is back in the pool: once for each scope, and not
+        for what a savepoint took back (P8). Nothing is tried again in there. What an operation
+        raises leaves no trace of it in the transaction, which goes on; but where the database had
+        to end that (`Busy` after a deadlock on MariaDB, a lost connection), the session says so
+        until it is rolled back.
+
+        Args:
+            transaction: A `Session` that commits by itself; or a `Connection` inside of
+                `clear_after(connection)`, or a `Session` that is bound to one. It works on the
+                transaction that is open there at each call, and begins one if none is.
+
+        Returns:
+            A manager to be used wherever that transaction may be.
+
+        Raises:
+            TypeError: It is neither.
+            ValueError: It commits where nobody can see it: a bare connection, a session that is
+                bound to one, two-phase commit, another kind of database; or, at a call, each of
+                its statements is a transaction of its own (AUTOCOMMIT).
+        """
+        joined = copy.copy(self)
+        joined._slots = self._slots._within(transaction, self._hook)
+        return joined
 
     def create(
         self,
@@ -93,6 +122,7 @@ class HoldManager:
         ttl: float | None = None,
         idempotency_key: str | None = None,
         owner: str | None = None,
+        replaces: UUID | None = None,
     ) -> Hold:
         """Promise places to somebody for a while.
 
@@ -105,6 +135,10 @@ class HoldManager:
                 many at once, there is one hold (P7), until `purge` forgets it; once that has
                 ended, a new attempt needs a new key. A refusal is not remembered.
             owner: Whom it belongs to, up to 255 characters of your own choice.
+            replaces: A live hold that is cancelled by the same stroke, so that its places do not
+                count against this one: for whoever wants more of a slot, fewer, or another slot.
+                If nothing comes of the new hold, that one stays. One that has expired makes no
+                room and no trouble. With an `owner`, it has to be the same one's.
 
         Returns:
             The new hold, HELD; or the one that this key made before, as it is now (it may have
@@ -114,50 +148,137 @@ class HoldManager:
             SlotFull: Fewer places are free; it says how many.
             SlotNotFound: There is no such slot, or it is not open.
             IdempotencyConflict: The owner used the key before, for another slot or quantity.
+            HoldNotFound: There is no hold to replace, or it is not this owner's.
+            IllegalTransition: The hold to replace was confirmed or cancelled.
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed. If it is not known whether the hold was made, the
                 same call with the same idempotency key tells.
         """
         self._check_slot_id(slot_id)
-        _check_count("quantity", quantity)
-        _check_text("owner", owner)
-        _check_text("idempotency_key", idempotency_key)
-        request = HoldRequest(slot_id, quantity, self._lasting(ttl), owner, idempotency_key)
+        (hold,) = self.create_many(
+            {slot_id: quantity},
+            ttl=ttl,
+            idempotency_key=idempotency_key,
+            owner=owner,
+            replaces=replaces,
+        )
+        return hold
+
+    def create_many(
+        self,
+        places: Mapping[SlotId, int],
+        *,
+        ttl: float | None = None,
+        idempotency_key: str | None = None,
+        owner: str | None = None,
+        replaces: UUID | Iterable[UUID] | None = None,
+    ) -> tuple[Hold, ...]:
+        """Promise places in several slots to somebody for a while: all of them, or none.
+
+        It is one transaction, and the slots are locked in the order of their ids, so that two
+        requests for the same slots never wait for one another in a circle.
+
+        Args:
+            places: How many places of which slots.
+            ttl: As for `create`. All the holds begin and end at the same instants.
+            idempotency_key: As for `create`. One key covers all of them.
+            owner: As for `create`.
+            replaces: As for `create`: one hold, or several.
+
+        Returns:
+            A hold for each slot, in the order of `places`; or those that this key made before, in
+            the order of that first request, as they are now, each `replayed` (without those that
+            `purge` has forgotten).
+
+        Raises:
+            SlotFull: Fewer places of a slot are free; it says of which, and how many.
+            SlotNotFound: There is no such slot, or it is not open; it says which.
+            IdempotencyConflict: The owner used the key before, for other slots or quantities.
+            HoldNotFound: There is no hold to replace, or it is not this owner's.
+            IllegalTransition: A hold to replace was confirmed or cancelled.
+            Busy: A slot stayed locked for `lock_wait` seconds.
+            BackendError: As for `create`.
+        """
+        request = HoldRequest(
+            self._checked_places(places),
+            self._lasting(ttl),
+            _checked_text("owner", owner),
+            _checked_text("idempotency_key", idempotency_key),
+            _checked_ids(replaces),
+        )
         return self._telling(
             lambda changed: self._slots._create(request, changed, lock_wait=self._policy.lock_wait)
         )
 
-    def confirm(self, hold_id: UUID) -> Hold:
+    def confirm(
+        self,
+        hold_id: UUID,
+        *,
+        reference: str | None = None,
+        late: Literal["refuse", "reacquire"] = "refuse",
+    ) -> Hold:
         """Make a live hold's places its owner's for good.
+
+        Args:
+            hold_id: The hold.
+            reference: Up to 255 characters that say what has confirmed it, for example the id of a
+                payment or an order. Sent again, it finds its work done; any other is refused, so
+                that no two payments are taken for one hold.
+            late: What to do if it has expired. "refuse" raises `HoldExpired`. "reacquire" takes
+                its places again if they are still free, and the slot is open, and raises
+                `HoldExpired` if not: for a payment that came late.
 
         Returns:
             The hold, CONFIRMED; `replayed` if it was so already (P7).
 
         Raises:
-            HoldExpired: It was not confirmed in time, whether or not anybody wrote that down.
+            HoldExpired: It was not confirmed in time, whether or not anybody wrote that down, and
+                was not to be had again. To a payment, this says: give it back.
+            IdempotencyConflict: It was confirmed before, not with this reference.
             IllegalTransition: It was cancelled.
             HoldNotFound: There is no such hold.
             SlotFull: The row of the slot was edited by others and has no place left for it.
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id(hold_id)
-        return self._change(lambda ledger: ledger.confirm(hold_id))
+        _check_hold_id("hold_id", hold_id)
+        _checked_text("reference", reference)
+        if late not in ("refuse", "reacquire"):
+            raise ValueError(f"late must be 'refuse' or 'reacquire', not {late!r}")
+        revives = late == "reacquire"
+        return self._change(
+            lambda ledger: ledger.confirm(hold_id, reference=reference, revives=revives)
+        )
 
-    def cancel(self, hold_id: UUID) -> Hold:
+    def cancel(self, hold_id: UUID, *, quantity: int | None = None, restock: bool = True) -> Hold:
         """Give a hold's places back to everybody, also those of a confirmed one.
 
+        Args:
+            hold_id: The hold.
+            quantity: How many of its places; None: all of them. The hold keeps the rest, and its
+                state. Whoever sends this twice gives up two parts: only the whole is cancelled
+                once.
+            restock: Whether they are for sale again. Places of a confirmed hold that are given up
+                with False (a seat that is broken, a delivery that is under way) stay off
+                `remaining`, until you add them to it.
+
         Returns:
-            The hold, CANCELLED. `replayed` if it had ended before: then it is returned as it
-            is, CANCELLED or EXPIRED (P7).
+            The hold, CANCELLED, or with what is left of it. `replayed` if it had ended before:
+            then it is returned as it is, CANCELLED or EXPIRED (P7).
 
         Raises:
+            HoldTooSmall: It has fewer places; it says how many.
+            IllegalTransition: It is a live hold, and `restock` is False: nothing was sold.
             HoldNotFound: There is no such hold.
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id(hold_id)
-        return self._change(lambda ledger: ledger.cancel(hold_id))
+        _check_hold_id("hold_id", hold_id)
+        if quantity is not None:
+            _check_count("quantity", quantity)
+        return self._change(
+            lambda ledger: ledger.cancel(hold_id, quantity=quantity, restock=restock)
+        )
 
     def extend(self, hold_id: UUID, ttl: float) -> Hold:
         """Let a live hold last longer: never shorter, and no dead one lives again.
@@ -177,7 +298,7 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id(hold_id)
+        _check_hold_id("hold_id", hold_id)
         longest = self._policy.max_lifetime
         lasting = min(seconds("ttl", ttl, above_zero=True), longest)
         return self._change(lambda ledger: ledger.extend(hold_id, lasting, max_lifetime=longest))
@@ -190,7 +311,7 @@ class HoldManager:
             Busy: Somebody altered the tables for longer than `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id(hold_id)
+        _check_hold_id("hold_id", hold_id)
         return self._read(lambda ledger: ledger.get(hold_id))
 
     def find(
@@ -218,7 +339,7 @@ class HoldManager:
         """
         if slot_id is not None:
             self._check_slot_id(slot_id)
-        _check_text("owner", owner)
+        _checked_text("owner", owner)
         if state is not None and not isinstance(state, HoldState):
             raise TypeError(
                 f"state must be a HoldState or None, not {state!r}: write HoldState.HELD, or "
@@ -313,26 +434,20 @@ class HoldManager:
             return work(changed)
         finally:
             # Also when the answer to the commit was lost, or a signal cut in after it (P8).
-            with ExitStack() as each:
-                for scope in reversed(changed):
-                    each.callback(self._tell, scope)
+            tell_all((self._hook, scope) for scope in changed)
 
-    def _tell(self, scope: Scope | None) -> None:
-        """Run the hook, which cannot make a change that is committed look failed."""
-        if self._on_change is None:
-            return
-        try:
-            answer = self._on_change(scope)
-            if inspect.iscoroutine(answer):
-                answer.close()
-                raise TypeError("the hook returned a coroutine, which nobody here can await")
-        except Exception:
-            self._hook_failures += 1
-            _log.exception(
-                "the on_change hook failed for scope %r: its cached list is out of date "
-                "until its ttl ends",
-                scope,
+    def _checked_places(self, places: Mapping[SlotId, int]) -> Mapping[SlotId, int]:
+        """Return a copy, which nobody changes while it is tried again."""
+        if not isinstance(places, Mapping):
+            raise TypeError(
+                f"places must be a mapping, not {places!r}: write {{slot_id: quantity, ...}}"
             )
+        if not places:
+            raise ValueError("places is empty: name a slot at least")
+        for slot_id, quantity in places.items():
+            self._check_slot_id(slot_id)
+            _check_count("quantity", quantity)
+        return dict(places)
 
     def _check_slot_id(self, slot_id: object) -> None:
         expected = self._slots.id_type
@@ -363,24 +478,22 @@ def _purge(ledger: Ledger, *, ended: Sequence[UUID]) -> Change[int]:
     return ledger.purge(ended)
 
 
-def _check_hook(on_change: object) -> None:
-    if not callable(on_change):
-        raise TypeError(
-            f"on_change must be callable with a scope, not {on_change!r}: "
-            "write None if nothing caches the list"
-        )
-    if any(map(inspect.iscoroutinefunction, (on_change, type(on_change).__call__))):
-        raise TypeError(
-            f"on_change={on_change!r} is asynchronous, and this manager cannot await it: "
-            "give it a plain function"
-        )
-
-
-def _check_hold_id(hold_id: object) -> None:
+def _check_hold_id(name: str, hold_id: object) -> None:
     if isinstance(hold_id, Hold):
-        raise TypeError("hold_id must be a UUID, not a Hold: write hold.id")
+        raise TypeError(f"{name} must be a UUID, not a Hold: write hold.id")
     if not isinstance(hold_id, UUID):
-        raise TypeError(f"hold_id must be a UUID, not {hold_id!r}: write UUID(text) for a text")
+        raise TypeError(f"{name} must be a UUID, not {hold_id!r}: write UUID(text) for a text")
+
+
+def _checked_ids(replaces: Any) -> tuple[UUID, ...]:
+    """Return the holds to replace, each once."""
+    if replaces is None:
+        return ()
+    several = isinstance(replaces, Iterable) and not isinstance(replaces, str)
+    ids: tuple[UUID, ...] = tuple(replaces) if several else (replaces,)
+    for hold_id in ids:
+        _check_hold_id("replaces", hold_id)
+    return tuple(dict.fromkeys(ids))
 
 
 def _check_count(name: str, value: object, *, least: int = 1) -> None:
@@ -396,9 +509,9 @@ def _check_limit(limit: object) -> None:
         raise ValueError(f"limit must be at most {_MAX_BATCH}, not {limit}: call it repeatedly")
 
 
-def _check_text(name: str, value: object) -> None:
+def _checked_text(name: str, value: str | None) -> str | None:
     if value is None:
-        return
+        return None
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str or None, not {value!r}: write str({name})")
     if not 1 <= len(value) <= _MAX_TEXT:
@@ -406,6 +519,7 @@ def _check_text(name: str, value: object) -> None:
             f"{name} must have 1 to {_MAX_TEXT} characters, not {len(value)}: write None for none"
         )
     _check_storable(name, value)
+    return value
 
 
 def _check_storable(name: str, text: str) -> None:

@@ -6,11 +6,12 @@ tells which lists that changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+from slotcache.hook import Hook
 from slotcache.lifecycle import Hold, HoldState
 from slotcache.protocols import Scope, SlotId
 
@@ -36,22 +37,22 @@ class Change(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """What somebody asks for.
+    """What somebody asks for: all of it, or nothing.
 
     Attributes:
-        slot_id: The slot.
-        quantity: How many of its places.
+        places: How many places of which slots, at least one of each.
         ttl: For how many seconds.
         owner: For whom; None: nobody said.
-        idempotency_key: Makes the same request again find the hold that the first one made; None:
-            each makes one.
+        idempotency_key: Makes the same request again find the holds that the first one made; None:
+            each makes new ones.
+        replaces: Live holds of the owner that are given up for it.
     """
 
-    slot_id: SlotId
-    quantity: int
+    places: Mapping[SlotId, int]
     ttl: float
-    owner: str | None
-    idempotency_key: str | None
+    owner: str | None = None
+    idempotency_key: str | None = None
+    replaces: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,14 @@ class DueHold:
 class Ledger(Protocol):
     """The table inside one transaction. A refusal raises, and the transaction is rolled back."""
 
-    def create(self, request: HoldRequest) -> Change[Hold]:
-        """Promise places, if so many are free."""
+    def create(self, request: HoldRequest) -> Change[tuple[Hold, ...]]:
+        """Promise places, if so many are free: a hold for each slot, in the order asked for."""
 
-    def confirm(self, hold_id: UUID) -> Change[Hold]:
-        """Make the promise good."""
+    def confirm(self, hold_id: UUID, *, reference: str | None, revives: bool) -> Change[Hold]:
+        """Make the promise good; if it `revives`, also one that expired, if there is room."""
 
-    def cancel(self, hold_id: UUID) -> Change[Hold]:
-        """Take the promise, or the places sold under it, back."""
+    def cancel(self, hold_id: UUID, *, quantity: int | None, restock: bool) -> Change[Hold]:
+        """Take the promise, or the places sold under it, back: all of it, or so many places."""
 
     def extend(self, hold_id: UUID, ttl: float, *, max_lifetime: float) -> Change[Hold]:
         """Let a live hold end later: `ttl` from now, at most `max_lifetime` after it was made."""
@@ -108,12 +109,18 @@ class HoldTable(Protocol):
     def id_type(self) -> type[SlotId]:
         """The type of its slot ids."""
 
+    def _within(self, transaction: object, hook: Hook) -> HoldTable:
+        """Return the same table inside a transaction of its user's.
+
+        Of that table, `changed` stays empty: it tells the hook itself when that is committed.
+        """
+
     def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
         """Run work that changes nothing."""
 
     def _create(
         self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
-    ) -> Hold:
+    ) -> tuple[Hold, ...]:
         """As `_transact` with `Ledger.create`, by a shorter way where there is one."""
 
     def _transact(

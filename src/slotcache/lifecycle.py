@@ -33,17 +33,28 @@ TRANSITIONS: Mapping[tuple[HoldState, str], HoldState] = MappingProxyType(
         (HoldState.HELD, "cancel"): HoldState.CANCELLED,
         (HoldState.HELD, "extend"): HoldState.HELD,
         (HoldState.HELD, "expire"): HoldState.EXPIRED,
+        (HoldState.HELD, "reacquire"): HoldState.CONFIRMED,
+        (HoldState.HELD, "replace"): HoldState.CANCELLED,
         (HoldState.CONFIRMED, "confirm"): HoldState.CONFIRMED,
         (HoldState.CONFIRMED, "cancel"): HoldState.CANCELLED,
+        (HoldState.CONFIRMED, "reacquire"): HoldState.CONFIRMED,
+        (HoldState.CONFIRMED, "write off"): HoldState.CANCELLED,
         (HoldState.CANCELLED, "cancel"): HoldState.CANCELLED,
+        (HoldState.CANCELLED, "write off"): HoldState.CANCELLED,
         (HoldState.EXPIRED, "cancel"): HoldState.EXPIRED,
         (HoldState.EXPIRED, "expire"): HoldState.EXPIRED,
+        (HoldState.EXPIRED, "reacquire"): HoldState.CONFIRMED,
+        (HoldState.EXPIRED, "replace"): HoldState.EXPIRED,
+        (HoldState.EXPIRED, "write off"): HoldState.EXPIRED,
     }
 )
-"""State and operation to the next state. What is not here is an `IllegalTransition` (confirming
-or extending an expired hold: a `HoldExpired`). A move to the same state changes no list and runs
-no hook: it is a replay (P7), or `extend`, which moves the end alone. A hold that is due counts as
-EXPIRED before anybody wrote it down."""
+"""State and operation to the next state. What is not here is an `IllegalTransition` (an operation
+that wants a live hold, on an expired one: a `HoldExpired`). A move to the same state changes no
+list and runs no hook: it is a replay (P7), or `extend`, which moves the end alone. A hold that is
+due counts as EXPIRED before anybody wrote it down.
+
+"reacquire" is `confirm(late="reacquire")`, which needs free places; "write off" is
+`cancel(restock=False)`; "replace" is what `create(replaces=...)` does to the hold that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,8 @@ class Hold:
         created_at: When it was made, an aware UTC instant by the database's clock.
         expires_at: When it ends by itself unless it is confirmed before.
         owner: Whom the application says it belongs to; None: nobody said.
+        reference: What the application says has confirmed it; None: it did not say, or it was not
+            confirmed.
         replayed: True when this call found the work done already and changed nothing.
     """
 
@@ -70,6 +83,7 @@ class Hold:
     created_at: datetime
     expires_at: datetime
     owner: str | None = None
+    reference: str | None = None
     replayed: bool = False
 
 

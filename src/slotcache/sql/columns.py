@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["MYSQL", "ExactText", "Instant", "uuid_column"]
+__all__ = ["MYSQL", "ExactText", "Instant", "Portable", "uuid_column"]
+
+T = TypeVar("T")
 
 MYSQL = ("mysql", "mariadb")
 """The names of SQLAlchemy's dialect for both."""
@@ -17,7 +19,23 @@ MYSQL = ("mysql", "mariadb")
 _BYTES_A_CHARACTER = 4  # at most, in UTF-8
 
 
-class Instant(TypeDecorator[datetime]):
+class Portable(TypeDecorator[T]):
+    """A type that means the same everywhere, whichever plain type a database keeps it in.
+
+    Attributes:
+        plain: The type of the column.
+        plain_in_mysql: The same in MySQL and MariaDB.
+    """
+
+    plain: TypeEngine[Any]
+    plain_in_mysql: TypeEngine[Any]
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
+        """Choose the plain type that the database has for it."""
+        return dialect.type_descriptor(self.plain_in_mysql if dialect.name in MYSQL else self.plain)
+
+
+class Instant(Portable[datetime]):
     """An aware UTC `datetime` at the surface; to the microsecond in the table.
 
     PostgreSQL keeps it with its time zone, MySQL and MariaDB as naive UTC, and SQLite as text of
@@ -26,12 +44,8 @@ class Instant(TypeDecorator[datetime]):
 
     impl = sa.DateTime
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
-        """Choose the type that the database has for it."""
-        if dialect.name in MYSQL:
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name == "postgresql"))
+    plain = sa.DateTime(timezone=True)
+    plain_in_mysql = mysql.DATETIME(fsp=6)
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Store the instant in UTC."""
@@ -49,7 +63,7 @@ class Instant(TypeDecorator[datetime]):
         return instant
 
 
-class ExactText(TypeDecorator[str]):
+class ExactText(Portable[str]):
     """Text that is equal to itself alone: "a" is neither "A" nor "a " nor "ä".
 
     MySQL and MariaDB take these for the same by default, so there it is kept as bytes.
@@ -63,13 +77,9 @@ class ExactText(TypeDecorator[str]):
 
     def __init__(self, length: int) -> None:
         super().__init__(length)
-        self._length = length
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
-        """Choose bytes where text is compared loosely."""
-        if dialect.name in MYSQL:
-            return dialect.type_descriptor(mysql.VARBINARY(self._length * _BYTES_A_CHARACTER))
-        return dialect.type_descriptor(sa.String(self._length))
+        self.length = length  # SQLAlchemy tells its types apart by what they are made with
+        self.plain = sa.String(length)
+        self.plain_in_mysql = mysql.VARBINARY(length * _BYTES_A_CHARACTER)
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> Any:
         """Encode it where bytes are kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -15,7 +15,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from slotcache.errors import BackendError, Busy, SlotcacheError
 from slotcache.protocols import Clock, Scope
 
-__all__ = ["Database", "Disconnected", "Overtaken", "TryAgain"]
+__all__ = ["AUTOCOMMIT", "Database", "Disconnected", "Overtaken", "TryAgain"]
+
+AUTOCOMMIT = (
+    "each statement on this connection is a transaction of its own (AUTOCOMMIT), so there is none "
+    "to join: use the manager itself, or an engine without that isolation_level"
+)
 
 
 class TryAgain(Exception):
@@ -46,11 +51,21 @@ class Database(ABC):
         clock: The time for tests, as Unix seconds; None: the database's.
     """
 
+    dialects: ClassVar[Collection[str]]
+    """What SQLAlchemy calls it."""
+
     skips_locked: ClassVar[bool]
     """Whether a statement can leave out the rows that others have locked."""
 
     joins_lateral: ClassVar[bool] = False
     """Whether a joined sub-query may look at the row that it is joined to, and has to."""
+
+    reads_snapshots: ClassVar[bool] = False
+    """Whether a plain read in somebody's transaction may show what was before a lock was waited
+    for, and the lock does not tell."""
+
+    ends_whole_transactions: ClassVar[bool] = False
+    """Whether it rolls all of a transaction back that was overtaken, and goes on without one."""
 
     writes_alone = False
     """Whether nobody else writes to anything from the beginning of a transaction to its end."""
@@ -76,6 +91,64 @@ class Database(ABC):
     @abstractmethod
     def creating(self, lock_wait: float) -> AbstractContextManager[sa.Connection]:
         """As `writing`, and nobody else is creating tables meanwhile."""
+
+    @contextmanager
+    def joining(
+        self, connect: Callable[[], sa.Connection], lock_wait: float
+    ) -> Iterator[sa.Connection]:
+        """Lend the connection of somebody's transaction, which goes on afterwards.
+
+        When this raises, nothing of what was done in it remains. If that cannot be had, the
+        connection is invalidated, and its owner has to roll back.
+
+        Raises:
+            ValueError: Each statement on it is a transaction of its own.
+            Busy: A lock was not to be had within `lock_wait` seconds.
+            TryAgain: Overtaken or disconnected.
+            BackendError: The database failed.
+        """
+        with self._translated(lock_wait):
+            connection = connect()
+            if connection.dialect.name not in self.dialects:
+                raise ValueError(
+                    f"the slots are on {self._engine.dialect.name}, and the transaction is on "
+                    f"{connection.dialect.name}: give one on the database of the slots"
+                )
+            if not connection.in_transaction():
+                connection.begin()
+            with self._patient_in(connection, lock_wait):
+                savepoint = connection.begin_nested()
+                try:
+                    yield connection
+                    savepoint.commit()
+                except BaseException as error:
+                    self._undo(connection, savepoint, error)
+                    raise
+
+    def _undo(
+        self, connection: sa.Connection, savepoint: sa.NestedTransaction, error: BaseException
+    ) -> None:
+        if connection.invalidated:
+            return
+        expected = isinstance(error, DBAPIError | SlotcacheError | ValueError)
+        ended = isinstance(error, DBAPIError) and self._was_overtaken(error)
+        if not expected or (ended and self.ends_whole_transactions):
+            connection.invalidate()
+            return
+        try:
+            savepoint.rollback()
+        except DBAPIError:
+            connection.invalidate()
+
+    @abstractmethod
+    def _patient_in(
+        self, connection: sa.Connection, lock_wait: float
+    ) -> AbstractContextManager[None]:
+        """Wait so long for locks in somebody's transaction, and afterwards as long as before.
+
+        Raises:
+            ValueError: There is no transaction.
+        """
 
     @abstractmethod
     def clock(self) -> sa.ColumnElement[Any] | None:
@@ -193,7 +266,9 @@ class Database(ABC):
             raise BackendError(f"the engine had no connection to spare: {error}") from error
 
     def _failure(self, error: DBAPIError) -> BackendError:
-        hint = ": create_tables() makes it" if self._lacks_a_table(error) else ""
+        hint = ""
+        if self._lacks_a_table(error):
+            hint = ": create_tables() makes those that are slotcache's, you make yours"
         return BackendError(f"the database failed: {error.orig}{hint}")
 
     @abstractmethod

@@ -1,148 +1,97 @@
 """What an operation does to the rows, inside one transaction, over any sync `Connection`.
 
-Rules for editors, each closing a race (design and tests: `test_oversell.py`):
-
-- What promises or gives back begins by *writing* the slot row. Everybody else who does so waits
-  there, and a writer that was overtaken is told by the database, at every isolation level.
-- Counting is a statement of its own after that: it must see what was committed during the wait.
-- The time is asked for after the lock too: a hold may fall due while we wait.
-- Who stops counting a due hold writes EXPIRED in the same transaction, so that no clock that
-  steps back can make its places be promised twice.
-- An idempotency key is tried after the lock, and before anything is refused.
-- Slot rows come before hold rows, and in the order of their ids: no deadlocks.
+The rules of `places.py` hold here too. And an idempotency key is tried after the lock, and before
+anything is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from slotcache.availability import Scope, SlotId
+from slotcache.availability import SlotId
 from slotcache.errors import (
     BackendError,
     CapacityTooLow,
+    HoldExpired,
     HoldNotFound,
+    HoldTooSmall,
     IdempotencyConflict,
     SlotFull,
     SlotNotFound,
 )
 from slotcache.ledger import Change, DueHold, HoldRequest
 from slotcache.lifecycle import Hold, HoldState, next_state
-from slotcache.sql.claims import Claim
-from slotcache.sql.statements import Statements
+from slotcache.sql.places import SlotCount, SlotRows
 
 __all__ = ["SqlLedger"]
-
-_log = logging.getLogger("slotcache")
 
 _KEY_TRIES = 3
 
 
-class SlotCount(NamedTuple):
-    """One slot, counted.
+class SqlLedger(SlotRows):
+    """The table inside the transaction of one connection: a `Ledger`."""
 
-    Attributes:
-        slot_id: Its id as the row spells it: some collations take "a" for "A", and holds under
-            two spellings would not be counted together.
-        capacity: How many places it has in all.
-        unsold: What its row says is left.
-        promised: The places of live holds.
-        due: The places of holds that are due, though nobody has written that down.
-        scope: Its scope.
-        is_open: Whether the `where` of the table includes it.
-        now: When it was counted.
-    """
-
-    slot_id: SlotId
-    capacity: int
-    unsold: int
-    promised: int
-    due: int
-    scope: Scope | None
-    is_open: bool
-    now: datetime
-
-
-class SqlLedger:
-    """The table inside the transaction of one connection.
-
-    Args:
-        connection: A connection in a transaction that somebody else begins and ends.
-        statements: The statements of its table.
-        claim: How the column `remaining` is kept.
-        skips_locked: Whether the database can leave out rows that others have locked.
-        is_alone: Whether the transaction has locked everything, so that no row need be.
-        now: Reads the time by a clock that moves inside a transaction.
-        new_id: Makes the id of a hold.
-    """
-
-    def __init__(
-        self,
-        connection: sa.Connection,
-        statements: Statements,
-        *,
-        claim: Claim,
-        skips_locked: bool,
-        is_alone: bool,
-        now: Callable[[sa.Connection], datetime],
-        new_id: Callable[[], UUID],
-    ) -> None:
-        self._connection = connection
-        self._statements = statements
-        self._claim = claim
-        self._skips_locked = skips_locked
-        self._is_alone = is_alone
-        self._clock = now
-        self._new_id = new_id
-
-    def create(self, request: HoldRequest) -> Change[Hold]:
-        """Promise places, if so many are free."""
-        hold_id = self._new_id()
-        slot = self._lock(request.slot_id)
+    def create(self, request: HoldRequest) -> Change[tuple[Hold, ...]]:
+        """Promise places, if so many are free: a hold for each slot, in the order asked for."""
+        ids = [self._new_id() for _ in request.places]
+        of_replaced = self._slots_of(request.replaces) if request.replaces else ()
+        self._lock({*request.places, *of_replaced})
+        slots = self._counts(request.places)
         if request.idempotency_key is not None:
-            earlier = self._use_key(request, slot, hold_id)
-            if earlier is not None:
-                return Change(replace(earlier, replayed=True))
-        if slot is None or not slot.is_open:
-            raise SlotNotFound(request.slot_id)
-        free = self._free(slot)
-        if request.quantity > free:
-            raise SlotFull(request.slot_id, requested=request.quantity, remaining=free)
-        self._expire_due_of(slot)
-        hold = Hold(
-            id=hold_id,
-            slot_id=slot.slot_id,
-            scope=slot.scope,
-            quantity=request.quantity,
-            state=HoldState.HELD,
-            created_at=slot.now,
-            expires_at=slot.now + timedelta(seconds=request.ttl),
-            owner=request.owner,
-        )
-        self._move_places(hold, None, HoldState.HELD)
-        self._insert(hold)
-        return Change(hold, (hold.scope,))
+            earlier = self._use_key(request, slots, ids)
+            if earlier:
+                return Change(tuple(replace(hold, replayed=True) for hold in earlier))
+        given_up = [self._give_up(hold_id, request) for hold_id in request.replaces]
+        if given_up:
+            slots = self._counts(request.places)
+        checked = [
+            self._checked(slots[slot_id], slot_id, quantity)
+            for slot_id, quantity in request.places.items()
+        ]
+        _check_distinct(checked)
+        made = self._promised(request, checked, ids)
+        return Change(made, tuple(dict.fromkeys(hold.scope for hold in (*given_up, *made))))
 
-    def confirm(self, hold_id: UUID) -> Change[Hold]:
-        """Make the promise good."""
-        return self._move(hold_id, "confirm")
+    def confirm(self, hold_id: UUID, *, reference: str | None, revives: bool) -> Change[Hold]:
+        """Make the promise good; if it `revives`, also one that expired, if there is room."""
+        self._lock_slot_of(hold_id)
+        hold, now = self._hold(hold_id)
+        state = next_state(hold, "reacquire" if revives else "confirm")
+        if state is hold.state:
+            if reference not in (None, hold.reference):
+                raise IdempotencyConflict(hold_id=hold.id, reference=reference)
+            return Change(replace(hold, replayed=True))
+        if hold.state is HoldState.EXPIRED:
+            self._make_room_again(hold)
+        return self._move(replace(hold, reference=reference), hold.state, state, now)
 
-    def cancel(self, hold_id: UUID) -> Change[Hold]:
-        """Take the promise, or the places sold under it, back.
+    def cancel(self, hold_id: UUID, *, quantity: int | None, restock: bool) -> Change[Hold]:
+        """Take the promise, or the places sold under it, back: all of it, or so many places.
 
         A due hold has expired already: that is a replay, and writing it down is a sweeper's work.
         """
-        return self._move(hold_id, "cancel")
+        self._lock_slot_of(hold_id)
+        hold, now = self._hold(hold_id)
+        state = next_state(hold, "cancel" if restock else "write off")
+        if state is hold.state:
+            return Change(replace(hold, replayed=True))
+        places = hold.quantity if quantity is None else quantity
+        if places > hold.quantity:
+            raise HoldTooSmall(hold.id, requested=places, quantity=hold.quantity)
+        if places < hold.quantity:
+            return self._shrink(hold, places, state, restock=restock)
+        return self._move(hold, hold.state, state, now, restock=restock)
 
     def extend(self, hold_id: UUID, ttl: float, *, max_lifetime: float) -> Change[Hold]:
         """Let a live hold end later: `ttl` from now, at most `max_lifetime` after it was made."""
@@ -153,12 +102,12 @@ class SqlLedger:
         if until <= hold.expires_at:
             return Change(replace(hold, replayed=True))
         extended = self._run(self._statements.extend, p_hold=hold.id, p_until=until)
-        _check_was_live(extended)
+        _check_was_there(extended)
         return Change(replace(hold, expires_at=until), ())
 
     def get(self, hold_id: UUID) -> Hold:
         """Return the hold as it is now."""
-        return self._hold(hold_id)[0]
+        return _hold_of(self._found(self._statements.get, hold_id))
 
     def find(
         self, *, slot_id: SlotId | None, owner: str | None, state: HoldState | None, limit: int
@@ -173,7 +122,8 @@ class SqlLedger:
 
     def set_capacity(self, slot_id: SlotId, capacity: int) -> Change[None]:
         """Resize a slot, if what it has sold and promised still fits."""
-        slot = self._lock(slot_id)
+        self._lock([slot_id])
+        slot = self._count(slot_id)
         if slot is None:
             raise SlotNotFound(slot_id)
         lowest = slot.capacity - self._free(slot)
@@ -211,116 +161,143 @@ class SqlLedger:
         return self._run(self._statements.ended, p_before=before, p_limit=limit).scalars().all()
 
     def purge(self, ended: Sequence[UUID]) -> Change[int]:
-        """Forget these holds, and their keys; return how many there still were."""
-        self._run(self._statements.delete_keys, p_holds=ended)
-        return Change(self._run(self._statements.delete_holds, p_holds=ended).rowcount, ())
+        """Forget these holds, and the keys of which no hold is left; return how many there were."""
+        forgotten = self._run(self._statements.delete_holds, p_holds=ended).rowcount
+        rows = self._run(self._statements.keys_of_holds, p_holds=ended).all()
+        over: list[UUID] = []
+        for _, of_key in groupby(rows, key=lambda row: (row.owner, row.idempotency_key)):
+            holds = list(of_key)
+            if not any(row.is_there for row in holds):
+                over += [row.hold_id for row in holds]
+        if over:
+            self._run(self._statements.delete_keys, p_holds=over)
+        return Change(forgotten, ())
 
-    def _move(self, hold_id: UUID, operation: str) -> Change[Hold]:
-        self._lock_slot_of(hold_id)
+    def _counts(self, slot_ids: Mapping[SlotId, int]) -> dict[SlotId, SlotCount | None]:
+        return {slot_id: self._count(slot_id) for slot_id in slot_ids}
+
+    def _checked(self, slot: SlotCount | None, slot_id: SlotId, quantity: int) -> SlotCount:
+        """Return the slot if it can be had: it is open, and so many places are free."""
+        if slot is None or not slot.is_open:
+            raise SlotNotFound(slot_id)
+        free = self._free(slot)
+        if quantity > free:
+            raise SlotFull(slot_id, requested=quantity, remaining=free)
+        return slot
+
+    def _promised(
+        self, request: HoldRequest, slots: Sequence[SlotCount], ids: Sequence[UUID]
+    ) -> tuple[Hold, ...]:
+        """Write the holds down; all begin and end at the same instants."""
+        now = max(slot.now for slot in slots)
+        made = tuple(
+            Hold(
+                id=hold_id,
+                slot_id=slot.slot_id,
+                scope=slot.scope,
+                quantity=quantity,
+                state=HoldState.HELD,
+                created_at=now,
+                expires_at=now + timedelta(seconds=request.ttl),
+                owner=request.owner,
+            )
+            for hold_id, slot, quantity in zip(ids, slots, request.places.values(), strict=True)
+        )
+        for slot, hold in zip(slots, made, strict=True):
+            self._expire_due_of(slot)
+            self._move_places(hold, None, HoldState.HELD)
+            self._insert(hold)
+        return made
+
+    def _give_up(self, hold_id: UUID, request: HoldRequest) -> Hold:
+        """End a hold to make room for the request."""
         hold, now = self._hold(hold_id)
-        state = next_state(hold, operation)
-        if state is hold.state:
-            return Change(replace(hold, replayed=True))
-        self._move_places(hold, hold.state, state)
+        if request.owner not in (None, hold.owner):
+            raise HoldNotFound(hold_id, owner=request.owner)
+        state = next_state(hold, "replace")
+        if state is not hold.state:
+            self._move(hold, hold.state, state, now)
+        return hold
+
+    def _make_room_again(self, hold: Hold) -> None:
+        """See to it that places are free for a hold that has expired, and that this is written."""
+        if self._run(self._statements.expire_one, p_hold=hold.id).rowcount:
+            self._give_back_expired(hold.slot_id, hold.quantity)
+        try:
+            slot = self._checked(self._count(hold.slot_id), hold.slot_id, hold.quantity)
+        except (SlotFull, SlotNotFound) as error:
+            raise HoldExpired(hold.id, expires_at=hold.expires_at) from error
+        self._expire_due_of(slot)
+
+    def _move(
+        self,
+        hold: Hold,
+        before: HoldState,
+        after: HoldState,
+        now: datetime,
+        *,
+        restock: bool = True,
+    ) -> Change[Hold]:
+        if restock:
+            self._move_places(hold, before, after)
         moved = self._run(
             self._statements.move,
             p_hold=hold.id,
-            p_from=hold.state.value,
-            p_to=state.value,
-            p_ended=now if state is HoldState.CANCELLED else None,
+            p_from=before.value,
+            p_to=after.value,
+            p_ended=now if after is HoldState.CANCELLED else None,
+            p_reference=hold.reference,
         )
-        _check_was_live(moved)
-        return Change(replace(hold, state=state), (hold.scope,))
+        _check_was_there(moved)
+        return Change(replace(hold, state=after), (hold.scope,))
 
-    def _lock(self, slot_id: SlotId) -> SlotCount | None:
-        """Lock the slot, then count it; None: there is none."""
-        if not self._is_alone:
-            self._run(self._statements.lock, p_slot=slot_id)
-        return self._count(slot_id)
+    def _shrink(self, hold: Hold, places: int, after: HoldState, *, restock: bool) -> Change[Hold]:
+        """Give up some places of a hold, which stays what it is for the rest."""
+        if restock:
+            self._move_places(replace(hold, quantity=places), hold.state, after)
+        shrunk = self._run(
+            self._statements.shrink, p_hold=hold.id, p_from=hold.state.value, p_places=places
+        )
+        _check_was_there(shrunk)
+        return Change(replace(hold, quantity=hold.quantity - places), (hold.scope,))
 
-    def _lock_slot_of(self, hold_id: UUID) -> None:
-        # A hold never moves to another slot, so its slot may be looked up before the wait.
-        if not self._is_alone:
-            self._run(self._statements.lock_slot_of, p_hold=hold_id)
-
-    def _lock_free(self, slot_ids: set[SlotId]) -> set[SlotId]:
-        """Lock these slots, but for those that others have locked; return which."""
-        if self._is_alone:
-            return slot_ids
-        ordered = sorted(slot_ids)
-        if self._skips_locked:
-            return set(self._run(self._statements.lock_those_free, p_slots=ordered).scalars())
-        each = [{"p_slot": slot_id} for slot_id in ordered]
-        self._connection.execute(self._statements.lock, each)
-        return slot_ids
-
-    def _count(self, slot_id: SlotId) -> SlotCount | None:
-        row = self._ask(self._statements.count, p_slot=slot_id).one_or_none()
-        return row and SlotCount._make(row)
-
-    def _free(self, slot: SlotCount) -> int:
-        if self._claim.counts_holds:
-            return max(0, slot.unsold - slot.promised)
-        return min(slot.capacity, slot.unsold + slot.due)
-
-    def _use_key(self, request: HoldRequest, slot: SlotCount | None, hold_id: UUID) -> Hold | None:
-        """Take the key for this hold; or return the one that it was taken for."""
-        slot_id = request.slot_id if slot is None else slot.slot_id
-        digest = _digest_of(slot_id, request.quantity)
+    def _use_key(
+        self,
+        request: HoldRequest,
+        slots: Mapping[SlotId, SlotCount | None],
+        ids: Sequence[UUID],
+    ) -> list[Hold]:
+        """Take the key for these holds; or return those that it was taken for."""
+        digest = _digest_of(request, slots)
         owner, key = request.owner or "", request.idempotency_key
         assert key is not None
+        rows = [
+            {
+                "owner": owner,
+                "idempotency_key": key,
+                "position": position,
+                "request": digest,
+                "hold_id": hold_id,
+            }
+            for position, hold_id in enumerate(ids)
+        ]
         for _ in range(_KEY_TRIES):
-            inserted = self._run(
-                self._statements.insert_key,
-                owner=owner,
-                idempotency_key=key,
-                request=digest,
-                hold_id=hold_id,
-            )
-            if inserted.rowcount:
-                return None
-            used = self._run(self._statements.find_key, p_owner=owner, p_key=key).one_or_none()
-            if used is None:
-                continue  # it was purged in between
-            if used.request != digest:
-                raise IdempotencyConflict(key, hold_id=used.hold_id)
-            with suppress(HoldNotFound):  # or since
-                return self.get(used.hold_id)
+            if self._run(self._statements.insert_key, **rows[0]).rowcount:
+                for row in rows[1:]:
+                    self._run(self._statements.insert_key, **row)
+                return []
+            used = self._run(self._statements.find_key, p_owner=owner, p_key=key).all()
+            if used and used[0].request != digest:
+                raise IdempotencyConflict(hold_id=used[0].hold_id, idempotency_key=key)
+            holds: list[Hold] = []
+            for of_key in used:
+                with suppress(HoldNotFound):
+                    holds.append(self._hold(of_key.hold_id)[0])
+            if holds:
+                return holds
+            if used:  # two purges, each of which took the other's holds for alive
+                self._run(self._statements.delete_keys, p_holds=[each.hold_id for each in used])
         raise BackendError(f"idempotency key {key!r} comes and goes: look who deletes keys")
-
-    def _expire_due_of(self, slot: SlotCount) -> None:
-        if slot.due:
-            self._give_back_expired(slot.slot_id, slot.due)
-            self._run(self._statements.expire_due_of, p_slot=slot.slot_id, p_now=slot.now)
-
-    def _give_back_expired(self, slot_id: SlotId, places: int) -> None:
-        back = places * self._claim.places_back(HoldState.HELD, HoldState.EXPIRED)
-        if back and not self._add_places(slot_id, back):
-            self._run(self._statements.fill_up, p_slot=slot_id)
-            _log.warning(
-                "slot %r had no room for all of %d places that expired holds gave back: somebody "
-                "has edited its row; remaining was set to its capacity",
-                slot_id,
-                back,
-            )
-
-    def _move_places(self, hold: Hold, before: HoldState | None, after: HoldState) -> None:
-        """Change `remaining`, never out of its bounds, whatever others wrote into the row."""
-        places = hold.quantity * self._claim.places_back(before, after)
-        if not places or self._add_places(hold.slot_id, places):
-            return
-        if places > 0:
-            raise BackendError(
-                f"slot {hold.slot_id!r} has no room for {places} places given back: its row was "
-                "edited, correct remaining and capacity"
-            )
-        slot = self._count(hold.slot_id)
-        unsold = 0 if slot is None else slot.unsold
-        raise SlotFull(hold.slot_id, requested=hold.quantity, remaining=unsold)
-
-    def _add_places(self, slot_id: SlotId, places: int) -> bool:
-        added = self._run(self._statements.add_places, p_slot=slot_id, p_places=places)
-        return added.rowcount == 1
 
     def _insert(self, hold: Hold) -> None:
         self._run(
@@ -335,22 +312,15 @@ class SqlLedger:
         )
 
     def _hold(self, hold_id: UUID) -> tuple[Hold, datetime]:
-        row = self._ask(self._statements.get, p_hold=hold_id).one_or_none()
-        if row is None:
-            raise HoldNotFound(hold_id)
+        """Return the hold as it is once its slot is locked, and the time."""
+        row = self._found(self._statements.get_latest, hold_id)
         return _hold_of(row), row.now
 
-    def _now(self) -> datetime:
-        return self._clock(self._connection)
-
-    def _ask(self, statement: sa.Select[Any], **parameters: object) -> sa.CursorResult[Any]:
-        """Run a statement that tells the time, or has to be told."""
-        if self._statements.binds_time:
-            parameters["p_now"] = self._now()
-        return self._run(statement, **parameters)
-
-    def _run(self, statement: sa.Executable, **parameters: object) -> sa.CursorResult[Any]:
-        return self._connection.execute(statement, parameters)
+    def _found(self, statement: sa.Select[Any], hold_id: UUID) -> sa.Row[Any]:
+        row = self._ask(statement, p_hold=hold_id).one_or_none()
+        if row is None:
+            raise HoldNotFound(hold_id)
+        return row
 
 
 def _hold_of(row: sa.Row[Any]) -> Hold:
@@ -367,16 +337,32 @@ def _hold_of(row: sa.Row[Any]) -> Hold:
         created_at=row.created_at,
         expires_at=row.expires_at,
         owner=row.owner,
+        reference=row.reference,
     )
 
 
-def _digest_of(slot_id: SlotId, quantity: int) -> str:
+def _digest_of(request: HoldRequest, slots: Mapping[SlotId, SlotCount | None]) -> str:
     """What two requests under one key have to agree on.
 
     Not the ttl: whoever sends a request again may ask for the time that is left.
     """
-    return hashlib.sha256(json.dumps([str(slot_id), quantity]).encode()).hexdigest()
+    asked = [
+        (str(slot_id if (slot := slots[slot_id]) is None else slot.slot_id), quantity)
+        for slot_id, quantity in request.places.items()
+    ]
+    return hashlib.sha256(json.dumps(sorted(asked)).encode()).hexdigest()
 
 
-def _check_was_live(changed: sa.CursorResult[Any]) -> None:
+def _check_distinct(slots: Sequence[SlotCount]) -> None:
+    """Refuse two spellings of one slot: each was counted as if it were the only one."""
+    ids = [slot.slot_id for slot in slots]
+    for slot_id in ids:
+        if ids.count(slot_id) > 1:
+            raise ValueError(
+                f"slot {slot_id!r} is there twice, in two spellings that the database takes for "
+                "the same: name it once, as the rows do"
+            )
+
+
+def _check_was_there(changed: sa.CursorResult[Any]) -> None:
     assert changed.rowcount == 1, "the hold changed although its slot is locked"

@@ -21,7 +21,8 @@ def rows_to_insert(
 
     Raises:
         TypeError: A row is of another shape or type; the message names it.
-        ValueError: A row cannot be true, or lists a slot again; the message names it.
+        ValueError: A row cannot be true, or lists a slot again; the message names it. Or the scope
+            is not ours to give.
     """
     checked = Availability.of(_full(rows))
     if checked and not isinstance(checked[0].slot_id, slots.id_type):
@@ -29,9 +30,22 @@ def rows_to_insert(
             f"row 0 {tuple(checked[0])!r}: slot_id must be {slots.id_type.__name__}, "
             "as in the table"
         )
-    common = {} if slots.scope is None else {slots.scope.key: scope}
+    common = _common(slots, scope)
     names = slots.slot_id.key, slots.capacity.key, slots.remaining.key
     return [{**common, **dict(zip(names, row, strict=True))} for row in checked]
+
+
+def _common(slots: SlotColumns, scope: Scope | None) -> dict[str, Any]:
+    if slots.scope is None:
+        return {}
+    if slots.scope.computed is None:
+        return {slots.scope.key: scope}
+    if scope is not None:
+        raise ValueError(
+            f"column {slots.scope.name!r} is generated from others of its row, so the scope "
+            f"{scope!r} cannot be given: insert the rows yourself, with what it is generated from"
+        )
+    return {}
 
 
 def _full(rows: Iterable[Any]) -> Iterator[Any]:

@@ -20,12 +20,17 @@ from sqlalchemy.exc import DBAPIError
 from slotcache.errors import Busy
 from slotcache.policy import HoldPolicy
 from slotcache.protocols import Clock
-from slotcache.sql.columns import Instant
-from slotcache.sql.database import Database
+from slotcache.sql.columns import MYSQL, Instant
+from slotcache.sql.database import AUTOCOMMIT, Database
 
 __all__ = ["Mysql", "Postgres", "Turn"]
 
 _CREATING = "slotcache: create_tables"
+_PATIENCE = "innodb_lock_wait_timeout", "lock_wait_timeout"
+"""For rows, and for tables that somebody alters."""
+_LESS_PATIENCE_NO_MORE = "SET " + ", ".join(
+    f"SESSION {name} = @slotcache_{name}" for name in _PATIENCE
+)
 _LONGEST_WAIT = 365 * 24 * 60 * 60  # of MariaDB's settings, in seconds
 _LOST = ("08", "57", "58", "XX")
 """The classes of PostgreSQL's SQLSTATE after which nobody knows: the connection, the server, its
@@ -101,6 +106,7 @@ class _Server(Database):
 class Postgres(_Server):
     """PostgreSQL."""
 
+    dialects = ("postgresql",)
     joins_lateral = True
 
     _session_for_lists = (
@@ -160,14 +166,27 @@ class Postgres(_Server):
                 turn.patience_before = self._set_patience(turn.connection, patience)
                 yield turn
 
+    @contextmanager
+    def _patient_in(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
+        if getattr(connection.connection.driver_connection, "autocommit", False):
+            raise ValueError(AUTOCOMMIT)
+        before = self._set_patience(connection, self._milliseconds(lock_wait), local=True)
+        try:
+            yield
+        finally:
+            # Else it is put back with the transaction.
+            with suppress(DBAPIError):
+                if not connection.invalidated:
+                    self._set_patience(connection, before, local=True)
+
     def put_patience_back(self, before: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
         """What a statement does that puts it back by itself, if it comes to that."""
         return sa.func.set_config("lock_timeout", before, False)
 
-    def _set_patience(self, connection: sa.Connection, value: str) -> str:
-        """Set it for the session; return what it was."""
-        change = "SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, false)"
-        before: str = connection.exec_driver_sql(change, (value,)).one()[0]
+    def _set_patience(self, connection: sa.Connection, value: str, *, local: bool = False) -> str:
+        """Set it for the session, or for the transaction alone; return what it was."""
+        change = "SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, %s)"
+        before: str = connection.exec_driver_sql(change, (value, local)).one()[0]
         return before
 
     def _configure(self, driver: Any) -> None:
@@ -212,6 +231,10 @@ class Postgres(_Server):
 class Mysql(_Server):
     """MariaDB 10.6 or later, and MySQL 8 (not tested)."""
 
+    dialects = MYSQL
+    reads_snapshots = True
+    ends_whole_transactions = True
+
     _OVERTAKEN: ClassVar = {1020, 1213}  # ER_CHECKREAD, ER_LOCK_DEADLOCK
 
     _session_for_lists = (
@@ -254,24 +277,31 @@ class Mysql(_Server):
 
     @contextmanager
     def _transaction(self, connection: sa.Connection, lock_wait: float) -> Iterator[sa.Connection]:
-        # Whole seconds only. The second one is for tables that somebody alters.
-        names = "innodb_lock_wait_timeout", "lock_wait_timeout"
-        seconds = min(math.ceil(lock_wait), _LONGEST_WAIT)
-        keep = [f"@slotcache_{name} = @@SESSION.{name}" for name in names]
-        shorten = [f"SESSION {name} = {seconds}" for name in names]
-        restore = [f"SESSION {name} = @slotcache_{name}" for name in names]
-
         def put_back() -> None:
             # By hand: where each statement is a transaction, SQLAlchemy may leave that out.
             connection.exec_driver_sql("ROLLBACK")
-            connection.exec_driver_sql(f"SET {', '.join(restore)}")
+            connection.exec_driver_sql(_LESS_PATIENCE_NO_MORE)
 
         with self._lent(connection, put_back=put_back):
-            connection.exec_driver_sql(f"SET {', '.join(keep + shorten)}")
+            connection.exec_driver_sql(_less_patience(lock_wait))
             # Of the next transaction alone, which is begun even where each statement would be one.
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.exec_driver_sql("START TRANSACTION")
             yield connection
+
+    @contextmanager
+    def _patient_in(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
+        if connection.exec_driver_sql("SELECT @@SESSION.autocommit").scalar_one():
+            raise ValueError(AUTOCOMMIT)
+        connection.exec_driver_sql(_less_patience(lock_wait))
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                try:
+                    connection.exec_driver_sql(_LESS_PATIENCE_NO_MORE)
+                except DBAPIError:
+                    connection.invalidate()
 
     def _is_busy(self, error: DBAPIError) -> bool:
         return _errno(error) == 1205  # ER_LOCK_WAIT_TIMEOUT
@@ -284,6 +314,14 @@ class Mysql(_Server):
 
     def _lacks_a_table(self, error: DBAPIError) -> bool:
         return _errno(error) == 1146  # ER_NO_SUCH_TABLE
+
+
+def _less_patience(lock_wait: float) -> str:
+    """Have a session of MariaDB wait so long for locks, in whole seconds."""
+    seconds = min(math.ceil(lock_wait), _LONGEST_WAIT)
+    keep = [f"@slotcache_{name} = @@SESSION.{name}" for name in _PATIENCE]
+    shorten = [f"SESSION {name} = {seconds}" for name in _PATIENCE]
+    return f"SET {', '.join(keep + shorten)}"
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -80,13 +80,14 @@ class Shortcut:
 
         If the answer is lost, the scope is not known: then that is None, which is all of them.
         """
-        if request.idempotency_key is not None or request.quantity > _MAX_QUANTITY:
+        if not _is_plain(request):
             return None
+        ((slot_id, quantity),) = request.places.items()
         hold_id = self._new_id()
         parameters = {
             "p_hold": hold_id,
-            "p_slot": request.slot_id,
-            "p_quantity": request.quantity,
+            "p_slot": slot_id,
+            "p_quantity": quantity,
             "p_owner": request.owner,
             "p_seconds": request.ttl,
         }
@@ -98,7 +99,7 @@ class Shortcut:
             id=hold_id,
             slot_id=row.slot_id,
             scope=row.scope,
-            quantity=request.quantity,
+            quantity=quantity,
             state=HoldState.HELD,
             created_at=row.created_at,
             expires_at=row.expires_at,
@@ -160,7 +161,7 @@ class Shortcut:
                 ~statements.has_due(),
                 *self._is_open(),
             )
-            .returning(slots.slot_id, slots.scope_or_null().label("scope"))
+            .returning(slots.slot_id.label("slot_id"), slots.scope_or_null().label("scope"))
             .cte("taken")
         )
         # Asked for once it is locked, since it needs a row of that.
@@ -212,7 +213,7 @@ class Shortcut:
                 self._is_asked_for(),  # a version is one of a partition
                 sa.select(fitting.c.version).scalar_subquery() == _VERSION,
             )
-            .returning(slots.slot_id)
+            .returning(slots.slot_id.label("slot_id"))
             .cte("written")
         )
 
@@ -244,3 +245,11 @@ class Shortcut:
 
     def _is_open(self) -> list[sa.ColumnExpressionArgument[bool]]:
         return [] if self._slots.where is None else [self._slots.where]
+
+
+def _is_plain(request: HoldRequest) -> bool:
+    """Whether one statement can do it, if the slot is in a plain state, too."""
+    if request.idempotency_key is not None or request.replaces or len(request.places) != 1:
+        return False
+    (quantity,) = request.places.values()
+    return quantity <= _MAX_QUANTITY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,9 +13,9 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from slotcache.availability import Scope, SlotId, refused_scope
+from slotcache.hook import Hook
 from slotcache.ledger import Change, HoldRequest, Ledger
 from slotcache.lifecycle import Hold
 from slotcache.policy import HoldPolicy
@@ -23,10 +24,13 @@ from slotcache.sql.claims import CLAIMS
 from slotcache.sql.columns import MYSQL
 from slotcache.sql.database import Database, TryAgain
 from slotcache.sql.engines import engine_in_memory, engine_on
+from slotcache.sql.joined import JoinedSlots
 from slotcache.sql.ledger import SqlLedger
+from slotcache.sql.mixin import HoldMixin, map_holds
 from slotcache.sql.reader import ListReader
 from slotcache.sql.rows import SlotRow, rows_to_insert
 from slotcache.sql.servers import Mysql, Postgres
+from slotcache.sql.shipped import create_missing, ddl_of
 from slotcache.sql.shortcut import Shortcut
 from slotcache.sql.sqlite import Sqlite
 from slotcache.sql.statements import Statements
@@ -51,6 +55,8 @@ class SqlSlots:
         engine: A SQLAlchemy engine on PostgreSQL, MariaDB (10.6 or later), MySQL 8 (not tested)
             or a SQLite file. It is not changed, and never closed.
         slots: Your table or mapped class; None: the shipped table `slots`.
+        holds: Your class of holds, made with `HoldMixin`; None: the shipped tables `slot_holds` and
+            `slot_hold_keys`, in the schema of the slots.
         columns: Our names (`slot_id`, `capacity`, `remaining`, `scope`) to yours: names,
             columns or mapped attributes. What is missing is called as here; a table without a
             scope column has one list.
@@ -67,9 +73,10 @@ class SqlSlots:
         clock: The time for tests, read as Unix seconds; None: the database's clock.
 
     Raises:
-        TypeError: A column holds a type that ids or scopes cannot have.
-        ValueError: A column is missing; there is no such claim; or nothing can be promised on
-            that engine.
+        TypeError: A column holds a type that ids or scopes cannot have; or `holds` is no class
+            made with `HoldMixin`, or one for ids of another type.
+        ValueError: A column is missing; `holds` references other slots; there is no such claim;
+            or nothing can be promised on that engine.
 
     Examples:
         >>> from slotcache.sql import SqlSlots
@@ -89,6 +96,7 @@ class SqlSlots:
         engine: sa.Engine,
         *,
         slots: sa.Table | type[Any] | None = None,
+        holds: type[HoldMixin] | None = None,
         columns: ColumnNames | None = None,
         where: sa.ColumnExpressionArgument[bool] | None = None,
         claim: str = "counted",
@@ -102,12 +110,21 @@ class SqlSlots:
         self._database = _database_of(engine)(engine, clock=clock)
         table = shipped_slots(id_type) if slots is None else slots
         self._slots = map_slots(table, columns, where)
-        self._holds = holds_of(self._slots)
-        keys = keys_of(self._holds)
-        ours = [] if slots is not None else [self._slots.table]
-        self._shipped = [*ours, self._holds, keys]
-        self._statements = Statements(
-            self._slots, self._holds, keys, claim=self._claim, database=self._database
+        self._shipped = [] if slots is not None else [self._slots.table]
+        if holds is None:
+            self._holds = holds_of(self._slots)
+            keys = keys_of(self._holds)
+            self._shipped += [self._holds, keys]
+        else:
+            self._holds, keys = map_holds(holds, self._slots)
+        statements = partial(
+            Statements, self._slots, self._holds, keys, claim=self._claim, database=self._database
+        )
+        self._statements = statements()
+        self._statements_anywhere = (
+            statements(locks_what_it_reads=True)
+            if self._database.reads_snapshots
+            else self._statements
         )
         self._shortcut = self._shortcut_on(self._database)
         self._lists = ListReader(self._database, self._statements)
@@ -120,6 +137,7 @@ class SqlSlots:
         path: str | Path,
         *,
         slots: sa.Table | type[Any] | None = None,
+        holds: type[HoldMixin] | None = None,
         columns: ColumnNames | None = None,
         where: sa.ColumnExpressionArgument[bool] | None = None,
         claim: str = "counted",
@@ -135,19 +153,21 @@ class SqlSlots:
             path: The file, made when it is first used. ":memory:" is a new database in memory,
                 which all threads of this process share and which ends with `close`.
             slots: As for the class; the other arguments too.
+            holds: As for the class.
             columns: As for the class.
             where: As for the class.
             claim: As for the class.
             id_type: As for the class.
             clock: As for the class.
         """
-        if "://" in str(path):
+        if "://" in str(path) or str(path).startswith("file:"):
             raise ValueError("path is a file, not a URL: write SqlSlots(create_engine(url))")
         engine, keeper = engine_in_memory() if path == ":memory:" else (engine_on(path), None)
         try:
             made = cls(
                 engine,
                 slots=slots,
+                holds=holds,
                 columns=columns,
                 where=where,
                 claim=claim,
@@ -184,28 +204,32 @@ class SqlSlots:
     def create_tables(self) -> None:
         """Create the shipped tables that do not exist yet; a table of yours is left to you.
 
-        Any number of processes may do it at once.
+        Any number of processes may do it at once. If both slots and holds are yours, it does
+        nothing.
 
         Raises:
+            ValueError: There is a table of such a name already that is not slotcache's, or of an
+                older slotcache, or whose holds are of other slots. Nothing was created; the
+                message says what to do.
             Busy: Others wrote to the database, or created tables, for too long.
             BackendError: The database failed.
         """
+        if not self._shipped:
+            return
 
         def once() -> None:
             with self._database.creating(HoldPolicy().lock_wait) as connection:
-                for table in self._shipped:
-                    table.create(connection, checkfirst=True)
+                create_missing(connection, self._shipped)
                 self._database.commit(connection, (), [])
 
         _tried_again(once)
 
     def ddl(self) -> str:
-        """Return the SQL that makes the shipped tables, for a migration tool of your own."""
-        statements: list[sa.ExecutableDDLElement] = []
-        for table in self._shipped:
-            statements += [CreateTable(table), *map(CreateIndex, _indexes(table))]
-        dialect = self._engine.dialect
-        return "".join(f"{str(each.compile(dialect=dialect)).strip()};\n\n" for each in statements)
+        """Return the SQL that makes the shipped tables, for a migration tool of your own.
+
+        A table of yours is left to you: if both slots and holds are, there is no text.
+        """
+        return ddl_of(self._shipped, self._engine)
 
     def add(self, rows: Iterable[SlotRow], *, scope: Scope | None = None) -> None:
         """Insert slots, all or none. No cached list is cleared by it.
@@ -215,11 +239,13 @@ class SqlSlots:
 
         Args:
             rows: (slot_id, capacity) or (slot_id, capacity, remaining) each.
-            scope: The scope of all of them; None: they are in the whole table's list alone.
+            scope: The scope of all of them; None: they are in the whole table's list alone, or in
+                the scope that the table generates.
 
         Raises:
             TypeError: A row or the scope is not of the types of the table.
-            ValueError: A row cannot be true, or its slot exists already; the message names it.
+            ValueError: A row cannot be true, or its slot exists already; the message names it. Or
+                the table generates its scopes, and one was given.
             Busy: Others wrote to the database for too long.
             BackendError: The database failed.
         """
@@ -276,6 +302,15 @@ class SqlSlots:
     ) -> None:
         self.close()
 
+    def _within(self, transaction: object, hook: Hook) -> JoinedSlots:
+        return JoinedSlots(
+            transaction,
+            self._slots,
+            database=self._database,
+            ledger_on=partial(self._ledger_on, in_transaction_of_users=True),
+            hook=hook,
+        )
+
     def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
         def once() -> T:
             with self._database.reading(lock_wait) as connection:
@@ -301,11 +336,11 @@ class SqlSlots:
 
     def _create(
         self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
-    ) -> Hold:
+    ) -> tuple[Hold, ...]:
         if self._shortcut is not None:
             hold = self._shortcut.create(request, changed, lock_wait=lock_wait)
             if hold is not None:
-                return hold
+                return (hold,)
         return self._transact(lambda ledger: ledger.create(request), changed, lock_wait=lock_wait)
 
     def _shortcut_on(self, database: Database) -> Shortcut | None:
@@ -322,13 +357,15 @@ class SqlSlots:
             new_id=self._new_id,
         )
 
-    def _ledger_on(self, connection: sa.Connection) -> SqlLedger:
+    def _ledger_on(
+        self, connection: sa.Connection, *, in_transaction_of_users: bool = False
+    ) -> SqlLedger:
         return self._ledger(
             connection,
-            self._statements,
+            self._statements_anywhere if in_transaction_of_users else self._statements,
             claim=self._claim,
             skips_locked=self._database.skips_locked,
-            is_alone=self._database.writes_alone,
+            is_alone=self._database.writes_alone and not in_transaction_of_users,
             now=self._database.now,
             new_id=self._new_id,
         )
@@ -375,10 +412,6 @@ def _tried_again(once: Callable[[], T]) -> T:
         return once()
     except TryAgain as last:
         raise last.otherwise from last.__cause__
-
-
-def _indexes(table: sa.Table) -> list[sa.Index]:
-    return sorted(table.indexes, key=lambda index: str(index.name))
 
 
 def _close_if_free(lists: ListReader, database: Database) -> None:

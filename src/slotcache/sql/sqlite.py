@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError, Busy
 from slotcache.protocols import Clock
-from slotcache.sql.database import Database, Disconnected
+from slotcache.sql.database import AUTOCOMMIT, Database, Disconnected
 from slotcache.sql.engines import READS_ONLY, check_sqlite
 from slotcache.sql.turns import Turns
 
@@ -37,6 +37,7 @@ class Sqlite(Database):
         clock: The time for tests, as Unix seconds; None: the database's.
     """
 
+    dialects = ("sqlite",)
     skips_locked = False
 
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
@@ -138,10 +139,27 @@ class Sqlite(Database):
         with self._lent(connection, put_back=put_back):
             try:
                 before += driver.execute("PRAGMA busy_timeout").fetchone()
-                _set_patience(driver, min(max(1, round(seconds * 1000)), _LONGEST_WAIT))
+                _set_patience(driver, _milliseconds(seconds))
             except sqlite3.Error as error:
                 raise Disconnected(BackendError(f"the database failed: {error}")) from error
             yield connection
+
+    @contextmanager
+    def _patient_in(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
+        driver: Any = connection.connection.driver_connection
+        _check_begins(driver)
+        if driver.isolation_level is None and not driver.in_transaction:
+            raise ValueError(AUTOCOMMIT)
+        (before,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        _set_patience(driver, _milliseconds(lock_wait))
+        try:
+            # The driver would begin it at the first statement that writes, after the savepoint.
+            if not driver.in_transaction:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield
+        finally:
+            if not connection.invalidated:
+                _set_patience(driver, before)
 
     @contextmanager
     def creating(self, lock_wait: float) -> Iterator[sa.Connection]:
@@ -180,6 +198,10 @@ class Sqlite(Database):
         return "no such table" in str(error.orig)
 
 
+def _milliseconds(seconds: float) -> int:
+    return min(max(1, round(seconds * 1000)), _LONGEST_WAIT)
+
+
 def _set_patience(driver: Any, milliseconds: int) -> None:
     driver.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
@@ -190,10 +212,14 @@ def _ensure_transaction(connection: sa.Connection) -> None:
     Elsewhere the first statement that writes begins it, or the engine's own hook has.
     """
     driver: Any = connection.connection.driver_connection
+    _check_begins(driver)
+    if driver.isolation_level is None and not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _check_begins(driver: Any) -> None:
     if getattr(driver, "autocommit", None) is True:  # since Python 3.12: commit() does nothing
         raise ValueError(
             "this engine connects with autocommit=True, under which nothing can be promised: "
             "leave it out of connect_args"
         )
-    if driver.isolation_level is None and not driver.in_transaction:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

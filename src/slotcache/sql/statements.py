@@ -32,6 +32,8 @@ class Statements:
         keys: The table of idempotency keys.
         claim: How the column `remaining` is kept.
         database: For what each database says in its own way.
+        locks_what_it_reads: Whether what an operation decides on is read with locks, as is needed
+            where a plain read would be of a snapshot from before the slot was locked.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Statements:
         *,
         claim: Claim,
         database: Database,
+        locks_what_it_reads: bool = False,
     ) -> None:
+        self.locks_what_it_reads = locks_what_it_reads
         self._slots = slots
         self._holds = holds.c
         self._of_slot = holds.c.slot_id == slots.slot_id
@@ -62,6 +66,7 @@ class Statements:
         self._purge(holds, keys)
         self.count = self._count()
         self.get = self._holds_found().where(self._holds.id == self._hold)
+        self.get_latest = self._latest(self.get)
 
     def _write_slot(self, holds: sa.Table) -> None:
         slots = self._slots
@@ -101,6 +106,7 @@ class Statements:
     def _write_holds(self, holds: sa.Table) -> None:
         ids = sa.bindparam("p_holds", type_=holds.c.id.type, expanding=True)
         is_due = holds.c.state == HELD, holds.c.expires_at <= self._given_time
+        reference = sa.bindparam("p_reference", type_=holds.c.reference.type)
         expired = sa.update(holds).values(
             state=HoldState.EXPIRED.value, ended_at=holds.c.expires_at
         )
@@ -108,7 +114,17 @@ class Statements:
         self.move = (
             sa.update(holds)
             .where(holds.c.id == self._hold, holds.c.state == sa.bindparam("p_from"))
-            .values(state=sa.bindparam("p_to"), ended_at=sa.bindparam("p_ended", type_=Instant()))
+            .values(
+                state=sa.bindparam("p_to"),
+                ended_at=sa.bindparam("p_ended", type_=Instant()),
+                reference=sa.func.coalesce(reference, holds.c.reference),
+            )
+        )
+        fewer = holds.c.quantity - sa.bindparam("p_places", type_=sa.Integer())
+        self.shrink = (
+            sa.update(holds)
+            .where(holds.c.id == self._hold, holds.c.state == sa.bindparam("p_from"))
+            .values(quantity=fewer)
         )
         self.extend = (
             sa.update(holds)
@@ -117,6 +133,8 @@ class Statements:
         )
         self.expire_due_of = expired.where(holds.c.slot_id == self._slot, *is_due)
         self.expire = expired.where(holds.c.id.in_(ids))
+        self.expire_one = expired.where(holds.c.id == self._hold, holds.c.state == HELD)
+        self.slots_of = sa.select(holds.c.slot_id).where(holds.c.id.in_(ids))
         self.due = (
             sa.select(holds.c.id, holds.c.slot_id)
             .join_from(holds, self._slots.table, self._of_slot)
@@ -124,7 +142,7 @@ class Statements:
             .order_by(holds.c.expires_at)
             .limit(sa.bindparam("p_limit", type_=sa.Integer()))
         )
-        self.still_due = (
+        self.still_due = self._latest(
             sa.select(holds.c.id, holds.c.slot_id, holds.c.quantity, self._scope())
             .join_from(holds, self._slots.table, self._of_slot)
             .where(holds.c.id.in_(ids), *self._due_holds())
@@ -133,9 +151,13 @@ class Statements:
     def _write_keys(self, keys: sa.Table) -> None:
         insert_key = self._database.insert_unless_there(keys)
         self.insert_key = insert_key.execution_options(preserve_rowcount=True)
-        self.find_key = sa.select(keys.c.request, keys.c.hold_id).where(
-            keys.c.owner == sa.bindparam("p_owner", type_=keys.c.owner.type),
-            keys.c.idempotency_key == sa.bindparam("p_key", type_=keys.c.idempotency_key.type),
+        self.find_key = self._latest(
+            sa.select(keys.c.request, keys.c.hold_id)
+            .where(
+                keys.c.owner == sa.bindparam("p_owner", type_=keys.c.owner.type),
+                keys.c.idempotency_key == sa.bindparam("p_key", type_=keys.c.idempotency_key.type),
+            )
+            .order_by(keys.c.position)
         )
 
     def _purge(self, holds: sa.Table, keys: sa.Table) -> None:
@@ -146,13 +168,34 @@ class Statements:
             .order_by(holds.c.ended_at)
             .limit(sa.bindparam("p_limit", type_=sa.Integer()))
         )
+        some, of_same_key = keys.alias("some"), keys.alias("of_same_key")
+        self.keys_of_holds = (
+            sa.select(
+                of_same_key.c.owner,
+                of_same_key.c.idempotency_key,
+                of_same_key.c.hold_id,
+                holds.c.id.is_not(None).label("is_there"),
+            )
+            .distinct()
+            .join_from(
+                some,
+                of_same_key,
+                sa.and_(
+                    some.c.owner == of_same_key.c.owner,
+                    some.c.idempotency_key == of_same_key.c.idempotency_key,
+                ),
+            )
+            .outerjoin(holds, holds.c.id == of_same_key.c.hold_id)
+            .where(some.c.hold_id.in_(ids))
+            .order_by(of_same_key.c.owner, of_same_key.c.idempotency_key)
+        )
         self.delete_keys = sa.delete(keys).where(keys.c.hold_id.in_(ids))
         self.delete_holds = sa.delete(holds).where(holds.c.id.in_(ids))
 
     def _count(self) -> sa.Select[Any]:
         """The columns of a `SlotCount`."""
         slots = self._slots
-        return sa.select(
+        counted = sa.select(
             slots.slot_id.label("slot_id"),
             slots.capacity.label("capacity"),
             slots.remaining.label("unsold"),
@@ -161,11 +204,16 @@ class Statements:
             self._scope(),
             self._is_open().label("is_open"),
             self._now(),
-        ).where(slots.slot_id == self._slot)
+        )
+        return self._latest(counted.where(slots.slot_id == self._slot))
 
     def _places_of(self, *which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-        total = sa.select(_total(self._holds.quantity))
-        return total.where(self._of_slot, *which).scalar_subquery()
+        total = sa.select(_total(self._holds.quantity)).where(self._of_slot, *which)
+        return self._latest(total).scalar_subquery()
+
+    def _latest(self, decisive: sa.Select[Any]) -> sa.Select[Any]:
+        """What an operation decides on: as it is, not as it was before a lock was waited for."""
+        return decisive.with_for_update(read=True) if self.locks_what_it_reads else decisive
 
     def has_due(self) -> sa.ColumnElement[bool]:
         """Whether holds of a slot are due, though nobody has written that down."""
@@ -198,10 +246,20 @@ class Statements:
         )
 
     def _holds_found(self) -> sa.Select[Any]:
+        """The columns of a `Hold`, by name: a table of somebody's may have others."""
         holds, slots = self._holds, self._slots
-        return sa.select(*holds, self._scope(), self._now()).outerjoin_from(
-            holds.id.table, slots.table, self._of_slot
-        )
+        return sa.select(
+            holds.id,
+            holds.slot_id,
+            holds.quantity,
+            holds.state,
+            holds.created_at,
+            holds.expires_at,
+            holds.owner,
+            holds.reference,
+            self._scope(),
+            self._now(),
+        ).outerjoin_from(holds.id.table, slots.table, self._of_slot)
 
     def list_of(self, *, scoped: bool) -> sa.Select[Any]:
         """The list: slot_id, capacity, what is free, when the next live hold ends.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.schema import SchemaItem, conv
 from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import TypeEngine
 
@@ -20,9 +21,12 @@ __all__ = [
     "HELD",
     "ColumnNames",
     "SlotColumns",
+    "hold_table",
     "holds_of",
+    "key_table",
     "keys_of",
     "map_slots",
+    "python_type",
     "shipped_slots",
 ]
 
@@ -106,57 +110,88 @@ def shipped_slots(id_type: type[SlotId]) -> sa.Table:
 
 
 def holds_of(slots: SlotColumns) -> sa.Table:
-    """Return the table `slot_holds` for holds on these slots; a scope is known from the slot."""
+    """Return the table `slot_holds` for holds on these slots, in the schema that they are in."""
+    key = slots.slot_id
+    slot_id = sa.Column("slot_id", key.type, sa.ForeignKey(key), nullable=False)
+    return hold_table("slot_holds", sa.MetaData(), slot_id, schema=slots.table.schema)
+
+
+def keys_of(holds: sa.Table) -> sa.Table:
+    """Return the table `slot_hold_keys`, in the schema that the holds are in."""
+    return key_table("slot_hold_keys", sa.MetaData(), schema=holds.schema)
+
+
+def hold_table(
+    name: str,
+    metadata: sa.MetaData,
+    *theirs: SchemaItem,
+    make: Callable[..., sa.Table] = sa.Table,
+    **options: Any,
+) -> sa.Table:
+    """Return a table of holds; a scope is known from the slot.
+
+    Args:
+        name: Its name, with which those of its constraints and indexes begin.
+        metadata: Where it belongs.
+        theirs: The column `slot_id`, and what else the table shall have.
+        make: Makes it.
+        options: Other options of the table, as of `sqlalchemy.Table`.
+    """
     states = ", ".join(f"'{state.value}'" for state in HoldState)
-    holds = sa.Table(
-        "slot_holds",
-        sa.MetaData(),
+    holds = make(
+        name,
+        metadata,
         sa.Column("id", uuid_column(), primary_key=True),
-        sa.Column("slot_id", slots.slot_id.type, sa.ForeignKey(slots.slot_id), nullable=False),
+        *theirs,
         sa.Column("quantity", sa.Integer, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("created_at", Instant, nullable=False),
         sa.Column("expires_at", Instant, nullable=False),
         sa.Column("ended_at", Instant),
         sa.Column("owner", ExactText(255)),
-        sa.CheckConstraint("quantity >= 1", name="slot_holds_quantity"),
-        sa.CheckConstraint(f"state IN ({states})", name="slot_holds_state"),
-        **_TRANSACTIONAL,
+        sa.Column("reference", ExactText(255)),
+        sa.CheckConstraint("quantity >= 1", name=conv(f"{name}_quantity")),
+        sa.CheckConstraint(f"state IN ({states})", name=conv(f"{name}_state")),
+        **{**_TRANSACTIONAL, **options},
     )
     # The live holds of one slot without a look at its past ones, or at the rows at all.
     sa.Index(
-        "slot_holds_by_slot",
+        conv(f"{name}_by_slot"),
         holds.c.slot_id,
         holds.c.state,
         holds.c.expires_at,
         holds.c.quantity,
     )
     # The due holds of all slots; what to purge; and what somebody has.
-    _partial_index("slot_holds_due", holds.c.state, holds.c.expires_at, where=holds.c.state == HELD)
-    _partial_index("slot_holds_ended", holds.c.ended_at, where=holds.c.ended_at.is_not(None))
-    _partial_index("slot_holds_by_owner", holds.c.owner, where=holds.c.owner.is_not(None))
+    state, ended_at, owner = holds.c.state, holds.c.ended_at, holds.c.owner
+    _partial_index(f"{name}_due", state, holds.c.expires_at, where=state == HELD)
+    _partial_index(f"{name}_ended", ended_at, where=ended_at.is_not(None))
+    _partial_index(f"{name}_by_owner", owner, where=owner.is_not(None))
     return holds
 
 
 def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool]) -> sa.Index:
     """Return an index of some rows alone, where the database has such."""
-    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+    return sa.Index(conv(name), *columns, sqlite_where=where, postgresql_where=where)
 
 
-def keys_of(holds: sa.Table) -> sa.Table:
-    """Return the table `slot_hold_keys`: which idempotency key made which hold (P7).
+def key_table(name: str, metadata: sa.MetaData, *, schema: str | None) -> sa.Table:
+    """Return a table of idempotency keys: which one made which holds (P7).
 
+    A row for each hold; the first of them, at position 0, is what makes the key unique.
     A key belongs to an owner. Nobody is the owner '', not NULL: a unique index takes any two
     NULLs for different.
     """
     return sa.Table(
-        "slot_hold_keys",
-        sa.MetaData(),
+        name,
+        metadata,
         sa.Column("owner", ExactText(255), primary_key=True),
         sa.Column("idempotency_key", ExactText(255), primary_key=True),
+        sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("request", sa.String(64), nullable=False),
-        sa.Column("hold_id", holds.c.id.type, nullable=False),
-        sa.Index("slot_hold_keys_by_hold", "hold_id"),
+        sa.Column("hold_id", uuid_column(), nullable=False),
+        sa.Index(conv(f"{name}_by_hold"), "hold_id"),
+        schema=schema or sa.BLANK_SCHEMA,  # never what the metadata has for those without
         **_TRANSACTIONAL,
     )
 
@@ -213,11 +248,16 @@ def _column(table: sa.Table, named: Mapping[str, sa.Column[Any]], wanted: object
 
 
 def _python_type(column: sa.Column[Any], *allowed: type) -> type[Any]:
-    try:
-        found = column.type.python_type
-    except NotImplementedError:
-        found = None
+    found = python_type(column)
     if found not in allowed:
         names = ", ".join(kind.__name__ for kind in allowed)
         raise TypeError(f"column {column.name!r} is {column.type!r}: it must hold one of {names}")
     return found
+
+
+def python_type(column: sa.Column[Any]) -> type[Any] | None:
+    """Return the type of its values; None: it does not tell."""
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None

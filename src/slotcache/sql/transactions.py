@@ -1,0 +1,78 @@
+"""Transactions of users: what they hand in, the connection in it, and whether it can be joined."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, scoped_session
+
+from slotcache.sql.noted import Noted, note_at, noted_in
+
+__all__ = ["Transactional", "check_tells", "connection_of", "notes_of", "plain"]
+
+Transactional: TypeAlias = Session | sa.Connection
+"""What the user commits."""
+
+_WAY_OUT = "write `with clear_after(connection):` around it, whose end commits and calls the hook"
+_TWO_PHASES = "commits in two phases, and it may be somebody else who sends the COMMIT: "
+
+
+def plain(transaction: object) -> Transactional:
+    """Return the session or connection that this is.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    found = transaction() if isinstance(transaction, scoped_session) else transaction
+    if isinstance(found, Session | sa.Connection):
+        return found
+    hint = ""
+    if isinstance(found, sa.Engine):
+        hint = ": the manager itself has transactions of its own"
+    elif hasattr(found, "sync_session"):
+        hint = ": asyncio is not supported yet"
+    raise TypeError(f"a Session or a Connection was expected, not {found!r:.80}{hint}")
+
+
+def connection_of(transaction: Transactional, table: sa.Table | None) -> sa.Connection:
+    """Return the connection on which it reaches this table; a transaction is begun by that."""
+    if isinstance(transaction, sa.Connection):
+        return transaction
+    return transaction.connection(bind_arguments=_arguments(table))
+
+
+def notes_of(transaction: Transactional, connection: sa.Connection) -> Noted:
+    """Return the notes of its connection, which was checked before."""
+    if isinstance(transaction, Session):
+        return note_at(transaction, connection)
+    noted = noted_in(connection)
+    assert noted is not None, "check_tells refuses it"
+    return noted
+
+
+def check_tells(transaction: Transactional, table: sa.Table | None) -> None:
+    """Refuse what does not tell when it has been committed, saying what to do instead.
+
+    Raises:
+        ValueError: It commits in two phases, or is a connection, or bound to one, that is not
+            inside of `clear_after`.
+    """
+    bind: Any = transaction
+    if isinstance(transaction, Session):
+        if transaction.twophase:
+            raise ValueError(f"this session {_TWO_PHASES}use one without twophase=True")
+        bind = transaction.get_bind(**_arguments(table))
+    if not isinstance(bind, sa.Connection):
+        return
+    if isinstance(bind.get_transaction(), sa.TwoPhaseTransaction):
+        raise ValueError(f"this connection {_TWO_PHASES}begin with connection.begin()")
+    if noted_in(bind) is None:
+        what = "a bare connection" if bind is transaction else "a session bound to a connection"
+        raise ValueError(
+            f"{what} does not tell when its transaction has been committed: {_WAY_OUT}"
+        )
+
+
+def _arguments(table: sa.Table | None) -> dict[str, Any]:
+    return {} if table is None else {"clause": table}
