@@ -10,9 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from uuid import UUID
 
+from slotcache.arguments import (
+    check_capacity,
+    check_count,
+    check_hold_id,
+    check_limit,
+    check_slot_id,
+    check_state,
+    checked_ids,
+    checked_places,
+    checked_text,
+    lasting,
+)
 from slotcache.hook import Hook, check_hook, tell_all
 from slotcache.ledger import Change, HoldRequest, HoldTable, Ledger
 from slotcache.lifecycle import Hold, HoldState
@@ -27,10 +39,6 @@ __all__ = ["HoldManager"]
 
 T = TypeVar("T")
 
-_MAX_TEXT = 255
-_MAX_BATCH = 10_000
-_MAX_CAPACITY = 2**31 - 1
-_INT64 = 2**63
 _PURGED_AT_ONCE = 1_000
 
 
@@ -154,7 +162,7 @@ class HoldManager:
             BackendError: The database failed. If it is not known whether the hold was made, the
                 same call with the same idempotency key tells.
         """
-        self._check_slot_id(slot_id)
+        check_slot_id(slot_id, self._slots.id_type)
         (hold,) = self.create_many(
             {slot_id: quantity},
             ttl=ttl,
@@ -200,11 +208,11 @@ class HoldManager:
             BackendError: As for `create`.
         """
         request = HoldRequest(
-            self._checked_places(places),
-            self._lasting(ttl),
-            _checked_text("owner", owner),
-            _checked_text("idempotency_key", idempotency_key),
-            _checked_ids(replaces),
+            checked_places(places, self._slots.id_type),
+            lasting(ttl, self._policy),
+            checked_text("owner", owner),
+            checked_text("idempotency_key", idempotency_key),
+            checked_ids("replaces", replaces),
         )
         return self._telling(
             lambda changed: self._slots._create(request, changed, lock_wait=self._policy.lock_wait)
@@ -241,8 +249,8 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id("hold_id", hold_id)
-        _checked_text("reference", reference)
+        check_hold_id("hold_id", hold_id)
+        checked_text("reference", reference)
         if late not in ("refuse", "reacquire"):
             raise ValueError(f"late must be 'refuse' or 'reacquire', not {late!r}")
         revives = late == "reacquire"
@@ -273,9 +281,9 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id("hold_id", hold_id)
+        check_hold_id("hold_id", hold_id)
         if quantity is not None:
-            _check_count("quantity", quantity)
+            check_count("quantity", quantity)
         return self._change(
             lambda ledger: ledger.cancel(hold_id, quantity=quantity, restock=restock)
         )
@@ -298,7 +306,7 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id("hold_id", hold_id)
+        check_hold_id("hold_id", hold_id)
         longest = self._policy.max_lifetime
         lasting = min(seconds("ttl", ttl, above_zero=True), longest)
         return self._change(lambda ledger: ledger.extend(hold_id, lasting, max_lifetime=longest))
@@ -311,7 +319,7 @@ class HoldManager:
             Busy: Somebody altered the tables for longer than `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_hold_id("hold_id", hold_id)
+        check_hold_id("hold_id", hold_id)
         return self._read(lambda ledger: ledger.get(hold_id))
 
     def find(
@@ -338,14 +346,10 @@ class HoldManager:
             BackendError: The database failed.
         """
         if slot_id is not None:
-            self._check_slot_id(slot_id)
-        _checked_text("owner", owner)
-        if state is not None and not isinstance(state, HoldState):
-            raise TypeError(
-                f"state must be a HoldState or None, not {state!r}: write HoldState.HELD, or "
-                "HoldState(text) for a text"
-            )
-        _check_limit(limit)
+            check_slot_id(slot_id, self._slots.id_type)
+        checked_text("owner", owner)
+        check_state(state)
+        check_limit(limit)
         return self._read(
             lambda ledger: ledger.find(slot_id=slot_id, owner=owner, state=state, limit=limit)
         )
@@ -365,10 +369,8 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        self._check_slot_id(slot_id)
-        _check_count("capacity", capacity, least=0)
-        if capacity > _MAX_CAPACITY:
-            raise ValueError(f"capacity must be at most {_MAX_CAPACITY}, not {capacity}")
+        check_slot_id(slot_id, self._slots.id_type)
+        check_capacity(capacity)
         self._change(lambda ledger: ledger.set_capacity(slot_id, capacity))
 
     def expire_due(self, limit: int = 500) -> int:
@@ -388,7 +390,7 @@ class HoldManager:
             Busy: Their slots stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        _check_limit(limit)
+        check_limit(limit)
         due = self._read(lambda ledger: ledger.due(limit))
         return self._change(lambda ledger: ledger.expire(due)) if due else 0
 
@@ -436,93 +438,6 @@ class HoldManager:
             # Also when the answer to the commit was lost, or a signal cut in after it (P8).
             tell_all((self._hook, scope) for scope in changed)
 
-    def _checked_places(self, places: Mapping[SlotId, int]) -> Mapping[SlotId, int]:
-        """Return a copy, which nobody changes while it is tried again."""
-        if not isinstance(places, Mapping):
-            raise TypeError(
-                f"places must be a mapping, not {places!r}: write {{slot_id: quantity, ...}}"
-            )
-        if not places:
-            raise ValueError("places is empty: name a slot at least")
-        for slot_id, quantity in places.items():
-            self._check_slot_id(slot_id)
-            _check_count("quantity", quantity)
-        return dict(places)
-
-    def _check_slot_id(self, slot_id: object) -> None:
-        expected = self._slots.id_type
-        if isinstance(slot_id, bool) or not isinstance(slot_id, expected):
-            raise TypeError(
-                f"slot_id must be {expected.__name__}, as in the table, not {slot_id!r}"
-            )
-        if isinstance(slot_id, int) and not -_INT64 <= slot_id < _INT64:
-            raise ValueError(f"slot_id must be an int of 64 bits, not {slot_id}")
-        if isinstance(slot_id, str):
-            _check_storable("slot_id", slot_id)
-
-    def _lasting(self, ttl: object) -> float:
-        """Return the hold's life in seconds, checked against the longest allowed."""
-        if ttl is None:
-            return self._policy.ttl
-        number = seconds("ttl", ttl, above_zero=True)
-        longest = self._policy.max_lifetime
-        if number > longest:
-            raise ValueError(
-                f"ttl={number:g} is longer than the policy's max_lifetime={longest:g}: "
-                "shorten it, or make HoldPolicy(max_lifetime=...) longer"
-            )
-        return number
-
 
 def _purge(ledger: Ledger, *, ended: Sequence[UUID]) -> Change[int]:
     return ledger.purge(ended)
-
-
-def _check_hold_id(name: str, hold_id: object) -> None:
-    if isinstance(hold_id, Hold):
-        raise TypeError(f"{name} must be a UUID, not a Hold: write hold.id")
-    if not isinstance(hold_id, UUID):
-        raise TypeError(f"{name} must be a UUID, not {hold_id!r}: write UUID(text) for a text")
-
-
-def _checked_ids(replaces: Any) -> tuple[UUID, ...]:
-    """Return the holds to replace, each once."""
-    if replaces is None:
-        return ()
-    several = isinstance(replaces, Iterable) and not isinstance(replaces, str)
-    ids: tuple[UUID, ...] = tuple(replaces) if several else (replaces,)
-    for hold_id in ids:
-        _check_hold_id("replaces", hold_id)
-    return tuple(dict.fromkeys(ids))
-
-
-def _check_count(name: str, value: object, *, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, {least} or more, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or more, not {value}")
-
-
-def _check_limit(limit: object) -> None:
-    _check_count("limit", limit)
-    if isinstance(limit, int) and limit > _MAX_BATCH:
-        raise ValueError(f"limit must be at most {_MAX_BATCH}, not {limit}: call it repeatedly")
-
-
-def _checked_text(name: str, value: str | None) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str or None, not {value!r}: write str({name})")
-    if not 1 <= len(value) <= _MAX_TEXT:
-        raise ValueError(
-            f"{name} must have 1 to {_MAX_TEXT} characters, not {len(value)}: write None for none"
-        )
-    _check_storable(name, value)
-    return value
-
-
-def _check_storable(name: str, text: str) -> None:
-    """Refuse what PostgreSQL, or any encoding, has no room for: the same on every database."""
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{name} {text!r} has a NUL or half of a surrogate pair: leave it out")

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from slotcache.availability import SlotId
+from slotcache.availability import Scope, SlotId
 from slotcache.errors import (
     BackendError,
     CapacityTooLow,
@@ -52,8 +52,8 @@ class SqlLedger(SlotRows):
             earlier = self._use_key(request, slots, ids)
             if earlier:
                 return Change(tuple(replace(hold, replayed=True) for hold in earlier))
-        given_up = [self._give_up(hold_id, request) for hold_id in request.replaces]
-        if given_up:
+        scopes = [scope for each in request.replaces for scope in self._give_up(each, request)]
+        if scopes:
             slots = self._counts(request.places)
         checked = [
             self._checked(slots[slot_id], slot_id, quantity)
@@ -61,7 +61,8 @@ class SqlLedger(SlotRows):
         ]
         _check_distinct(checked)
         made = self._promised(request, checked, ids)
-        return Change(made, tuple(dict.fromkeys(hold.scope for hold in (*given_up, *made))))
+        scopes += [hold.scope for hold in made]
+        return Change(made, tuple(dict.fromkeys(scopes)))
 
     def confirm(self, hold_id: UUID, *, reference: str | None, revives: bool) -> Change[Hold]:
         """Make the promise good; if it `revives`, also one that expired, if there is room."""
@@ -209,15 +210,15 @@ class SqlLedger(SlotRows):
             self._insert(hold)
         return made
 
-    def _give_up(self, hold_id: UUID, request: HoldRequest) -> Hold:
-        """End a hold to make room for the request."""
+    def _give_up(self, hold_id: UUID, request: HoldRequest) -> Sequence[Scope | None]:
+        """End a hold to make room for the request; return where that is to be seen."""
         hold, now = self._hold(hold_id)
         if request.owner not in (None, hold.owner):
             raise HoldNotFound(hold_id, owner=request.owner)
         state = next_state(hold, "replace")
-        if state is not hold.state:
-            self._move(hold, hold.state, state, now)
-        return hold
+        if state is hold.state:
+            return ()
+        return self._move(hold, hold.state, state, now).scopes or ()
 
     def _make_room_again(self, hold: Hold) -> None:
         """See to it that places are free for a hold that has expired, and that this is written."""
