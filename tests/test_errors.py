@@ -39,11 +39,12 @@ EACH = [
     HoldNotFound(HOLD, owner="ada"),
     HoldTooSmall(HOLD, requested=3, quantity=2),
     HoldExpired(HOLD, expires_at=NOON),
+    HoldExpired(HOLD, expires_at=NOON, late=True),
     IllegalTransition(HOLD, state=HoldState.CANCELLED, operation="confirm"),
     Busy(waited=3.0),
     BackendError("the database is away"),
 ]
-each_error = pytest.mark.parametrize("error", EACH, ids=lambda error: str(error)[:60])
+each_error = pytest.mark.parametrize("error", EACH, ids=str)
 
 
 def test_these_tests_know_every_error() -> None:
@@ -142,7 +143,7 @@ def test_the_fields_are_those_that_were_given() -> None:
         ),
         (
             HoldNotFound(HOLD, owner="ada"),
-            f"hold {HOLD} does not exist, or 'ada' does not own it: create a new one",
+            f"hold {HOLD} does not exist, or 'ada' does not own it: create without it",
         ),
         (
             HoldTooSmall(HOLD, requested=3, quantity=2),
@@ -175,8 +176,8 @@ def test_the_fields_are_those_that_were_given() -> None:
         (
             Busy(waited=3.0),
             (
-                "the table stayed locked for 3 s: try again, and not beside a transaction of yours "
-                "that has locked it"
+                "others had it locked, or changed it meanwhile (waits up to 3 s): try again, and "
+                "not beside a transaction of yours that has locked it"
             ),
         ),
     ],

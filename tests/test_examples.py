@@ -33,6 +33,11 @@ def many_processes(redis_program: str, tmp_path_factory: pytest.TempPathFactory)
     return printed_by("many_processes", tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def order_in_one_transaction(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return printed_by("order_in_one_transaction", tmp_path_factory)
+
+
 def printed_by(example: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the demo prints into a pipe; it ends well, in time, and leaves nothing behind."""
     empty = tmp_path_factory.mktemp("empty")
@@ -160,3 +165,19 @@ def test_a_claim_that_is_not_true_is_called_so_and_makes_the_demo_fail() -> None
 
 def lines(output: str) -> list[str]:
     return [line.rstrip() for line in output.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        r"20 orders, each one commit: 0 of 40 reads right after them are stale",
+        r"in two transactions, killed between them: 1 seat is sold, with 0 orders",
+        r"in one, ended early 6 times: 0 have left a seat or an order behind",
+        r"cleared before the commit: stale for 10\.0 s; after it: 0 stale reads",
+        r"12 pairs, 5 seats on one of two flights: 5 fly, 0 fly alone",
+    ],
+)
+def test_an_order_in_one_transaction_shows_that(claim: str, order_in_one_transaction: str) -> None:
+    shown = lines(order_in_one_transaction)
+
+    assert any(re.fullmatch(f"ok {claim}", line) for line in shown), order_in_one_transaction

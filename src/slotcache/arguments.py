@@ -29,7 +29,7 @@ _MAX_CAPACITY = 2**31 - 1
 _INT64 = 2**63
 
 
-def checked_places(places: Mapping[SlotId, int], id_type: type[SlotId]) -> Mapping[SlotId, int]:
+def checked_places(places: Mapping[Any, int], id_type: type[SlotId]) -> Mapping[SlotId, int]:
     """Return a copy, which nobody changes while it is tried again."""
     if not isinstance(places, Mapping):
         raise TypeError(

@@ -115,8 +115,11 @@ class HoldNotFound(SlotcacheError):
     def __init__(self, hold_id: UUID, *, owner: str | None = None) -> None:
         self.hold_id = hold_id
         self.owner = owner
-        whose = "" if owner is None else f", or {owner!r} does not own it"
-        super().__init__(f"hold {hold_id} does not exist{whose}: create a new one")
+        super().__init__(
+            f"hold {hold_id} does not exist: create a new one"
+            if owner is None
+            else f"hold {hold_id} does not exist, or {owner!r} does not own it: create without it"
+        )
 
 
 class HoldTooSmall(SlotcacheError):
@@ -141,17 +144,19 @@ class HoldTooSmall(SlotcacheError):
 class HoldExpired(SlotcacheError):
     """The hold ended before it was confirmed; its places are free for others. Nothing was changed.
 
-    If it was to take them again (`late="reacquire"`), the `__cause__` says why that failed.
-
     Attributes:
         hold_id: The hold.
         expires_at: When it ended, an aware UTC instant.
+        late: Whether it was to take its places again (`late="reacquire"`); then the `__cause__`
+            says why that failed.
     """
 
-    def __init__(self, hold_id: UUID, *, expires_at: datetime) -> None:
+    def __init__(self, hold_id: UUID, *, expires_at: datetime, late: bool = False) -> None:
         self.hold_id = hold_id
         self.expires_at = expires_at
-        super().__init__(f"hold {hold_id} expired at {expires_at.isoformat()}: create a new one")
+        self.late = late
+        advice = "its places are gone, give back what was paid" if late else "create a new one"
+        super().__init__(f"hold {hold_id} expired at {expires_at.isoformat()}: {advice}")
 
 
 class IdempotencyConflict(SlotcacheError):
@@ -199,6 +204,7 @@ class IllegalTransition(SlotcacheError):
 
 
 _ADVICE = {
+    "reacquire": "a payment for it has to be given back",
     "replace": "only a live hold makes room, so create without replaces, or cancel it yourself",
     "write off": "what was never sold is given back, so cancel it without restock=False",
 }
@@ -218,8 +224,8 @@ class Busy(SlotcacheError):
     def __init__(self, *, waited: float) -> None:
         self.waited = waited
         super().__init__(
-            f"the table stayed locked for {waited:g} s: try again, and not beside a transaction of "
-            "yours that has locked it"
+            f"others had it locked, or changed it meanwhile (waits up to {waited:g} s): try again, "
+            "and not beside a transaction of yours that has locked it"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
 from slotcache.arguments import (
@@ -105,9 +105,10 @@ class HoldManager:
         until it is rolled back.
 
         Args:
-            transaction: A `Session` that commits by itself; or a `Connection` inside of
-                `clear_after(connection)`, or a `Session` that is bound to one. It works on the
-                transaction that is open there at each call, and begins one if none is.
+            transaction: A `Session` that commits by itself, or a `scoped_session` of such; or a
+                `Connection` inside of `clear_after(connection)`, or a `Session` that is bound to
+                one. It works on the transaction that is open there at each call, and begins one if
+                none is.
 
         Returns:
             A manager to be used wherever that transaction may be.
@@ -163,18 +164,15 @@ class HoldManager:
                 same call with the same idempotency key tells.
         """
         check_slot_id(slot_id, self._slots.id_type)
+        places: Mapping[Any, int] = {slot_id: quantity}
         (hold,) = self.create_many(
-            {slot_id: quantity},
-            ttl=ttl,
-            idempotency_key=idempotency_key,
-            owner=owner,
-            replaces=replaces,
+            places, ttl=ttl, idempotency_key=idempotency_key, owner=owner, replaces=replaces
         )
         return hold
 
     def create_many(
         self,
-        places: Mapping[SlotId, int],
+        places: Mapping[int, int] | Mapping[str, int] | Mapping[UUID, int],
         *,
         ttl: float | None = None,
         idempotency_key: str | None = None,
@@ -194,9 +192,8 @@ class HoldManager:
             replaces: As for `create`: one hold, or several.
 
         Returns:
-            A hold for each slot, in the order of `places`; or those that this key made before, in
-            the order of that first request, as they are now, each `replayed` (without those that
-            `purge` has forgotten).
+            A hold for each slot, in the order of `places`; or those that this key made before, as
+            they are now, each `replayed` (without those that `purge` has forgotten).
 
         Raises:
             SlotFull: Fewer places of a slot are free; it says of which, and how many.
@@ -234,7 +231,8 @@ class HoldManager:
                 that no two payments are taken for one hold.
             late: What to do if it has expired. "refuse" raises `HoldExpired`. "reacquire" takes
                 its places again if they are still free, and the slot is open, and raises
-                `HoldExpired` if not: for a payment that came late.
+                `HoldExpired` if not: for a payment that came late. That is not remembered: sent
+                again, it may find a place that has come free since.
 
         Returns:
             The hold, CONFIRMED; `replayed` if it was so already (P7).

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import ORMExecuteState, Session, scoped_session, sessionmaker
+from sqlalchemy.sql.visitors import iterate
 
 from slotcache.availability import Scope
 from slotcache.hook import Hook, check_hook
@@ -45,7 +46,7 @@ def clear_after(connection: sa.Connection) -> Iterator[sa.Connection]:
     noted = Noted(connection)
     try:
         yield connection
-        connection.commit()
+        _commit(connection)
     except BaseException:
         with suppress(DBAPIError):
             connection.rollback()
@@ -112,7 +113,7 @@ def clear_on_write(
     try:
         sa.event.listen(sessions, "after_flush", writes.of_objects)
         sa.event.listen(sessions, "do_orm_execute", writes.of_statement)
-    except sa.exc.InvalidRequestError as error:
+    except (AttributeError, sa.exc.InvalidRequestError) as error:
         raise TypeError(
             f"sessions must be a sessionmaker, a class of sessions, or a session, not {sessions!r}"
         ) from error
@@ -134,14 +135,20 @@ class _Writes:
         """Note the scopes of what was flushed."""
         written = [*session.new, *filter(session.is_modified, session.dirty), *session.deleted]
         for each in written:
-            if self._slots.table in sa.inspect(each).mapper.tables:
+            if self._is_among(sa.inspect(each).mapper.tables):
                 self._note(session, self._scopes_of(each, is_there=each not in session.new))
 
     def of_statement(self, state: ORMExecuteState) -> None:
         """Note that anything may have been written."""
-        table = getattr(state.statement, "table", None)
-        if isinstance(state.statement, sa.UpdateBase) and table is self._slots.table:
-            self._note(state.session, {None})
+        if isinstance(state.statement, sa.UpdateBase):
+            mapped = () if state.bind_mapper is None else state.bind_mapper.tables
+            if self._is_among((*iterate(state.statement.table), *mapped)):
+                self._note(state.session, {None})
+
+    def _is_among(self, elements: Iterable[object]) -> bool:
+        """Whether the table of slots is, perhaps as another object: of another metadata, say."""
+        name = self._slots.table.fullname
+        return any(isinstance(each, sa.Table) and each.fullname == name for each in elements)
 
     def _scopes_of(self, written: object, *, is_there: bool) -> set[Scope | None]:
         """Return the scopes that it has, and that it had; None, which is all: nobody knows."""
@@ -161,6 +168,14 @@ class _Writes:
         notes = notes_of(session, connection_of(session, self._slots.table))
         for scope in scopes:
             notes.add(self._hook, scope)
+
+
+def _commit(connection: sa.Connection) -> None:
+    try:
+        connection.commit()
+    except BaseException:
+        connection.invalidate()  # else it may go on, with the transaction still open in it
+        raise
 
 
 def _check_is_free(connection: object) -> None:

@@ -26,7 +26,9 @@ def engine_on(path: str | Path) -> sa.Engine:
     WAL: readers do not wait for the writer. BEGIN IMMEDIATE: left alone, the driver opens no
     transaction for a SELECT, and whoever reads and then writes loses updates without an error.
     """
-    return _engine(sa.URL.create("sqlite+pysqlite", database=str(path)))
+    engine = _engine(sa.URL.create("sqlite+pysqlite", database=str(path)))
+    sa.event.listen(engine, "connect", _turn_to_wal)
+    return engine
 
 
 def engine_in_memory() -> tuple[sa.Engine, sqlite3.Connection]:
@@ -62,7 +64,6 @@ def _engine(url: sa.URL) -> sa.Engine:
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
-    _turn_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
@@ -73,7 +74,7 @@ def _roll_back(connection: sqlite3.Connection, _record: object, _error: object) 
         connection.rollback()
 
 
-def _turn_to_wal(connection: sqlite3.Connection) -> None:
+def _turn_to_wal(connection: sqlite3.Connection, _record: object) -> None:
     """Turn the file to WAL, unless it is; its own time-out does not apply to that (tried)."""
     deadline = monotonic() + _OPENING
     while True:

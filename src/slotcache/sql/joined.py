@@ -16,7 +16,7 @@ from slotcache.lifecycle import Hold
 from slotcache.sql.database import Database, TryAgain
 from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.tables import SlotColumns
-from slotcache.sql.transactions import check_tells, connection_of, notes_of, plain
+from slotcache.sql.transactions import Transactional, check_tells, connection_of, notes_of, plain
 
 __all__ = ["JoinedSlots"]
 
@@ -47,12 +47,16 @@ class JoinedSlots:
         ledger_on: Callable[[sa.Connection], SqlLedger],
         hook: Hook,
     ) -> None:
-        self._transaction = plain(transaction)
+        self._given = transaction
         self._slots = slots
         self._database = database
         self._ledger_on = ledger_on
         self._hook = hook
         check_tells(self._transaction, slots.table)
+
+    @property
+    def _transaction(self) -> Transactional:
+        return plain(self._given)  # of a `scoped_session`: the one that is there now
 
     @property
     def id_type(self) -> type[SlotId]:

@@ -227,7 +227,7 @@ class SqlLedger(SlotRows):
         try:
             slot = self._checked(self._count(hold.slot_id), hold.slot_id, hold.quantity)
         except (SlotFull, SlotNotFound) as error:
-            raise HoldExpired(hold.id, expires_at=hold.expires_at) from error
+            raise HoldExpired(hold.id, expires_at=hold.expires_at, late=True) from error
         self._expire_due_of(slot)
 
     def _move(

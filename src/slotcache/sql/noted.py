@@ -12,6 +12,7 @@ beside the connection on which it did, and told at the end. Three things are fol
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -92,8 +93,12 @@ class _SessionEnd:
     """Tells what was noted on the connections of a session, whenever its transaction is over."""
 
     def __init__(self, session: Session) -> None:
+        self._session = weakref.ref(session)
         self._noted: list[Noted] = []
-        sa.event.listen(session, "after_transaction_end", self._end)
+        sa.event.listen(session, "after_transaction_end", self._end, insert=True)
+
+    def is_of(self, session: Session) -> bool:
+        return self._session() is session
 
     def add(self, noted: Noted) -> None:
         self._noted.append(noted)
@@ -125,7 +130,7 @@ def note_at(session: Session, connection: sa.Connection) -> Noted:
     if noted is None:
         noted = Noted(connection)
         end = session.info.get(_NOTED)
-        if end is None:
+        if end is None or not end.is_of(session):  # a copy of another one's info
             end = session.info[_NOTED] = _SessionEnd(session)
         end.add(noted)
     return noted
