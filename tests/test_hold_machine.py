@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from slotcache import (
     HoldNotFound,
     HoldPolicy,
     HoldState,
+    HoldTooSmall,
     IdempotencyConflict,
     IllegalTransition,
     Scope,
@@ -65,24 +67,40 @@ slot_ids = st.sampled_from([*CAPACITIES, *CAPACITIES, UNKNOWN])
 owners = st.sampled_from([None, "ann", "Ann"])
 
 
-class Wish(NamedTuple):
-    """What somebody asks `create` for."""
+quantities = st.sampled_from([1, 1, 2, 2, 3, 6])
+references = st.sampled_from([None, "paid", "Paid"])
 
-    slot_id: int
-    quantity: int
+
+class Wish(NamedTuple):
+    """What somebody asks `create` for, or `create_many`."""
+
+    places: dict[int, int]
     ttl: float | None
     owner: str | None
     key: str | None
+    replaces: tuple[UUID, ...] = ()
 
 
-wishes = st.builds(
-    Wish,
-    slot_id=slot_ids,
-    quantity=st.sampled_from([1, 1, 2, 2, 3, 6]),
-    ttl=seconds | st.none(),
-    owner=owners,
-    key=st.sampled_from([None, None, "k", "K"]),
-)
+def wishes_for(places: st.SearchStrategy[dict[int, int]]) -> st.SearchStrategy[Wish]:
+    return st.builds(
+        Wish,
+        places=places,
+        ttl=seconds | st.none(),
+        owner=owners,
+        key=st.sampled_from([None, None, "k", "K"]),
+        replaces=st.just(()),
+    )
+
+
+wishes = wishes_for(st.builds(lambda slot_id, quantity: {slot_id: quantity}, slot_ids, quantities))
+orders = wishes_for(st.dictionaries(slot_ids, quantities, min_size=1, max_size=3))
+
+
+class ModelKey(NamedTuple):
+    """What a key stands for: a request, and the holds that it made."""
+
+    places: dict[int, int]
+    holds: list[UUID]
 
 
 @dataclass
@@ -96,6 +114,7 @@ class ModelHold:
     owner: str | None
     state: HoldState = HELD
     ended_at: float | None = None
+    reference: str | None = None
 
     @property
     def is_unnoted(self) -> bool:
@@ -105,6 +124,9 @@ class ModelHold:
     def note(self) -> None:
         self.ended_at = self.expires_at
 
+    def end(self, now: float) -> None:
+        self.state, self.ended_at = CANCELLED, now
+
 
 @dataclass
 class Model:
@@ -112,7 +134,8 @@ class Model:
 
     capacities: dict[int, int] = field(default_factory=lambda: dict(CAPACITIES))
     holds: dict[UUID, ModelHold] = field(default_factory=dict)
-    keys: dict[tuple[str | None, str], UUID] = field(default_factory=dict)
+    keys: dict[tuple[str | None, str], ModelKey] = field(default_factory=dict)
+    written_off: Counter[int] = field(default_factory=Counter)
     closed: int | None = None
     now: float = 0.0
 
@@ -129,13 +152,16 @@ class Model:
             if hold.slot_id == slot_id and hold.state in states
         )
 
+    def taken(self, slot_id: int) -> int:
+        return self.places(slot_id, HELD, CONFIRMED) + self.written_off[slot_id]
+
     def free(self, slot_id: int) -> int:
-        return self.capacities[slot_id] - self.places(slot_id, HELD, CONFIRMED)
+        return self.capacities[slot_id] - self.taken(slot_id)
 
     def column(self, slot_id: int, claim: str) -> int:
         """What `remaining` must be: in claim on_hold due holds are off it until they are noted."""
         if claim == "counted":
-            return self.capacities[slot_id] - self.places(slot_id, CONFIRMED)
+            return self.free(slot_id) + self.places(slot_id, HELD)
         return self.free(slot_id) - sum(hold.quantity for hold in self.unnoted(slot_id))
 
     def unnoted(self, slot_id: int | None = None) -> list[ModelHold]:
@@ -171,7 +197,11 @@ class Model:
             if hold.ended_at is not None and hold.ended_at <= self.now - older_than
         }
         self.holds = {key: hold for key, hold in self.holds.items() if key not in old}
-        self.keys = {key: hold_id for key, hold_id in self.keys.items() if hold_id not in old}
+        self.keys = {
+            key: made
+            for key, made in self.keys.items()
+            if any(hold_id in self.holds for hold_id in made.holds)
+        }
         return len(old)
 
 
@@ -229,39 +259,92 @@ class HoldMachine(RuleBasedStateMachine):
     def create(self, wished: list[Wish]) -> MultipleResults[UUID]:
         return multiple(*chain.from_iterable(map(self.made_by, wished)))
 
+    @rule(
+        target=ids,
+        order=orders,
+        replaced=st.lists(ids, max_size=2),
+        theirs=st.booleans(),
+    )
+    def order(self, order: Wish, replaced: list[UUID], theirs: bool) -> MultipleResults[UUID]:
+        """Several slots at once, perhaps in place of holds that somebody has, or had."""
+        if theirs and replaced and (hold := self.model.holds.get(replaced[0])):
+            order = order._replace(owner=hold.owner)
+        return multiple(*self.made_by(order._replace(replaces=tuple(replaced))))
+
+    @rule(target=ids, hold_id=ids, quantity=quantities)
+    def resize(self, hold_id: UUID, quantity: int) -> MultipleResults[UUID]:
+        """More of a slot, or fewer."""
+        hold = self.model.holds.get(hold_id)
+        slot_id, owner = (1, None) if hold is None else (hold.slot_id, hold.owner)
+        return multiple(*self.made_by(Wish({slot_id: quantity}, None, owner, None, (hold_id,))))
+
     def made_by(self, wish: Wish) -> list[UUID]:
-        slot_id, quantity, ttl, owner, key = wish
+        def create() -> tuple[Hold, ...]:
+            options: dict[str, Any] = {"ttl": wish.ttl, "owner": wish.owner}
+            options["idempotency_key"] = wish.key
+            if len(wish.places) == 1 and len(wish.replaces) < 2:
+                ((slot_id, quantity),) = wish.places.items()
+                replaced = wish.replaces[0] if wish.replaces else None
+                return (self.holds.create(slot_id, quantity, replaces=replaced, **options),)
+            return self.holds.create_many(wish.places, replaces=wish.replaces, **options)
 
-        def create() -> Hold:
-            return self.holds.create(slot_id, quantity, ttl=ttl, owner=owner, idempotency_key=key)
-
-        earlier = None if key is None else self.model.keys.get((owner, key))
+        earlier = None if wish.key is None else self.model.keys.get((wish.owner, wish.key))
         if earlier is not None:
-            self.check_repetition(create, earlier, slot_id, quantity)
-        elif slot_id not in self.model.listed(None):
-            self.check_refusal(create, SlotNotFound, slot_id=slot_id)
-        elif quantity > (free := self.model.free(slot_id)):
-            self.check_refusal(create, SlotFull, requested=quantity, remaining=free)
+            self.check_repetition(create, earlier, wish.places)
+        elif (refusal := self.refusal_of(wish)) is not None:
+            kind, fields = refusal
+            self.check_refusal(create, kind, **fields)
         else:
-            hold = create()
-            self.note_swept(slot_id)
-            expires_at = self.model.now + (ttl or POLICY.ttl)
-            self.model.holds[hold.id] = ModelHold(
-                slot_id, quantity, self.model.now, expires_at, owner
-            )
-            if key is not None:
-                self.model.keys[owner, key] = hold.id
-            self.made += 1
-            assert hold == self.expected(hold.id)
-            self.check_told(SCOPES[slot_id])
-            return [hold.id]
+            given_up = {
+                hold_id for hold_id in wish.replaces if self.model.holds[hold_id].state is HELD
+            }
+            scopes = {SCOPES[self.model.holds[hold_id].slot_id] for hold_id in given_up}
+            for hold_id in given_up:
+                self.model.holds[hold_id].end(self.model.now)
+            made = create()
+            self.note_made(wish, made)
+            self.check_told(*scopes.union(SCOPES[slot_id] for slot_id in wish.places))
+            return [hold.id for hold in made]
         return []
 
-    def note_swept(self, slot_id: int) -> None:
-        """An operation wrote down all that was due in the slot."""
+    def refusal_of(self, wish: Wish) -> tuple[type[SlotcacheError], dict[str, Any]] | None:
+        """What is wrong with it: the first thing that the library says."""
+        room = Counter[int]()
+        for hold_id in dict.fromkeys(wish.replaces):
+            hold = self.model.holds.get(hold_id)
+            if hold is None or wish.owner not in (None, hold.owner):
+                owner = None if hold is None else wish.owner
+                return HoldNotFound, {"hold_id": hold_id, "owner": owner}
+            if hold.state in (CONFIRMED, CANCELLED):
+                return IllegalTransition, {"hold_id": hold_id, "operation": "replace"}
+            room[hold.slot_id] += hold.quantity * (hold.state is HELD)
+        for slot_id, quantity in wish.places.items():
+            if slot_id not in self.model.listed(None):
+                return SlotNotFound, {"slot_id": slot_id}
+            free = self.model.free(slot_id) + room[slot_id]
+            if quantity > free:
+                return SlotFull, {"slot_id": slot_id, "requested": quantity, "remaining": free}
+        return None
+
+    def note_made(self, wish: Wish, made: tuple[Hold, ...]) -> None:
+        self.note_swept(*wish.places)
+        expires_at = self.model.now + (wish.ttl or POLICY.ttl)
+        for hold, (slot_id, quantity) in zip(made, wish.places.items(), strict=True):
+            self.model.holds[hold.id] = ModelHold(
+                slot_id, quantity, self.model.now, expires_at, wish.owner
+            )
+            assert hold == self.expected(hold.id)
+        if wish.key is not None:
+            key = ModelKey(wish.places, [hold.id for hold in made])
+            self.model.keys[wish.owner, wish.key] = key
+        self.made += len(made)
+
+    def note_swept(self, *slot_ids: int) -> None:
+        """An operation wrote down all that was due in the slots."""
         ((written,),) = query(self.slots, "SELECT count(*) FROM slot_holds WHERE state = 'expired'")
-        for due in self.model.unnoted(slot_id):
-            due.note()
+        for slot_id in slot_ids:
+            for due in self.model.unnoted(slot_id):
+                due.note()
         ended = [hold for hold in self.model.holds.values() if hold.state is EXPIRED]
         assert written == len(ended) - len(self.model.unnoted())
 
@@ -269,51 +352,89 @@ class HoldMachine(RuleBasedStateMachine):
     @rule(data=st.data(), ttl=seconds)
     def create_again(self, data: st.DataObject, ttl: float) -> None:
         made = sorted(self.model.keys.items(), key=str)
-        (owner, key), hold_id = data.draw(st.sampled_from(made))
-        hold = self.model.holds[hold_id]
-        assert self.made_by(Wish(hold.slot_id, hold.quantity, ttl, owner, key)) == []
+        (owner, key), (places, _) = data.draw(st.sampled_from(made))
+        places = dict(data.draw(st.permutations(list(places.items()))))
+        assert self.made_by(Wish(places, ttl, owner, key)) == []
 
     def check_repetition(
-        self, create: Callable[[], Hold], earlier: UUID, slot_id: int, quantity: int
+        self, create: Callable[[], tuple[Hold, ...]], earlier: ModelKey, places: dict[int, int]
     ) -> None:
-        hold = self.model.holds[earlier]
-        if (hold.slot_id, hold.quantity) == (slot_id, quantity):
-            assert create() == but(self.expected(earlier), replayed=True)
+        if places == earlier.places:
+            left = [hold_id for hold_id in earlier.holds if hold_id in self.model.holds]
+            assert create() == tuple(but(self.expected(hold_id), replayed=True) for hold_id in left)
             self.check_told()
         else:
-            self.check_refusal(create, IdempotencyConflict, hold_id=earlier)
+            self.check_refusal(create, IdempotencyConflict, hold_id=earlier.holds[0])
 
-    @rule(hold_id=ids)
-    def confirm(self, hold_id: UUID) -> None:
-        refusals = {EXPIRED: HoldExpired, CANCELLED: IllegalTransition}
-        self.move(hold_id, lambda: self.holds.confirm(hold_id), CONFIRMED, refusals)
+    @rule(hold_id=ids, reference=references, late=st.booleans())
+    def confirm(self, hold_id: UUID, reference: str | None, late: bool) -> None:
+        def confirm() -> Hold:
+            how: Any = {"late": "reacquire"} if late else {}
+            return self.holds.confirm(hold_id, reference=reference, **how)
 
-    @rule(hold_id=ids)
-    def cancel(self, hold_id: UUID) -> None:
-        hold = self.model.holds.get(hold_id)
-        ends_as = EXPIRED if hold is not None and hold.state is EXPIRED else CANCELLED
-        self.move(hold_id, lambda: self.holds.cancel(hold_id), ends_as, {})
-
-    def move(
-        self,
-        hold_id: UUID,
-        operation: Callable[[], Hold],
-        to: HoldState,
-        refusals: dict[HoldState, type[SlotcacheError]],
-    ) -> None:
         hold = self.model.holds.get(hold_id)
         if hold is None:
-            self.check_refusal(operation, HoldNotFound, hold_id=hold_id)
-        elif hold.state in refusals:
-            self.check_refusal(operation, refusals[hold.state], hold_id=hold_id)
-        elif hold.state is to:
-            assert operation() == but(self.expected(hold_id), replayed=True)
+            self.check_refusal(confirm, HoldNotFound, hold_id=hold_id)
+        elif hold.state is CANCELLED:
+            self.check_refusal(confirm, IllegalTransition, hold_id=hold_id)
+        elif hold.state is EXPIRED and not (late and self.can_be_had(hold)):
+            self.check_refusal(confirm, HoldExpired, hold_id=hold_id)
+        elif hold.state is CONFIRMED and reference not in (None, hold.reference):
+            self.check_refusal(confirm, IdempotencyConflict, hold_id=hold_id, reference=reference)
+        elif hold.state is CONFIRMED:
+            assert confirm() == but(self.expected(hold_id), replayed=True)
             self.check_told()
         else:
-            hold.state = to
-            hold.ended_at = self.model.now if to is CANCELLED else None
-            assert operation() == self.expected(hold_id)
+            confirmed = confirm()
+            if hold.state is EXPIRED:
+                hold.state = CONFIRMED
+                self.note_swept(hold.slot_id)
+            hold.state, hold.ended_at, hold.reference = CONFIRMED, None, reference
+            assert confirmed == self.expected(hold_id)
             self.check_told(SCOPES[hold.slot_id])
+
+    def can_be_had(self, hold: ModelHold) -> bool:
+        free = self.model.free(hold.slot_id)
+        return hold.slot_id != self.model.closed and hold.quantity <= free
+
+    @rule(
+        hold_id=ids, quantity=st.none() | quantities, restock=st.sampled_from([True, True, False])
+    )
+    def cancel(self, hold_id: UUID, quantity: int | None, restock: bool) -> None:
+        def cancel() -> Hold:
+            return self.holds.cancel(hold_id, quantity=quantity, restock=restock)
+
+        hold = self.model.holds.get(hold_id)
+        if hold is None:
+            self.check_refusal(cancel, HoldNotFound, hold_id=hold_id)
+        elif hold.state in (CANCELLED, EXPIRED):
+            assert cancel() == but(self.expected(hold_id), replayed=True)
+            self.check_told()
+        elif hold.state is HELD and not restock:
+            self.check_refusal(cancel, IllegalTransition, hold_id=hold_id, operation="write off")
+        elif (quantity or 1) > hold.quantity:
+            fields = {"requested": quantity, "quantity": hold.quantity}
+            self.check_refusal(cancel, HoldTooSmall, hold_id=hold_id, **fields)
+        else:
+            given_up = quantity or hold.quantity
+            if not restock:
+                self.model.written_off[hold.slot_id] += given_up
+            if given_up == hold.quantity:
+                hold.end(self.model.now)
+            else:
+                hold.quantity -= given_up
+            assert cancel() == self.expected(hold_id)
+            self.check_told(SCOPES[hold.slot_id])
+
+    @rule(slot_id=st.sampled_from(list(CAPACITIES)))
+    def restock(self, slot_id: int) -> None:
+        """Somebody adds to the row what was written off, and clears the lists, as he has to."""
+        places, self.model.written_off[slot_id] = self.model.written_off[slot_id], 0
+        with self.slots.engine.begin() as connection:
+            connection.exec_driver_sql(
+                f"UPDATE slots SET remaining = remaining + {places} WHERE slot_id = {slot_id}"
+            )
+        self.service.clear_availability_cache()
 
     @rule(hold_id=ids, ttl=seconds)
     def extend(self, hold_id: UUID, ttl: float) -> None:
@@ -367,7 +488,7 @@ class HoldMachine(RuleBasedStateMachine):
         def resize() -> None:
             self.holds.set_capacity(slot_id, capacity)
 
-        lowest = self.model.places(slot_id, HELD, CONFIRMED)
+        lowest = self.model.taken(slot_id)
         if slot_id == UNKNOWN:
             self.check_refusal(resize, SlotNotFound, slot_id=slot_id)
         elif capacity < lowest:
@@ -439,7 +560,7 @@ class HoldMachine(RuleBasedStateMachine):
         """The rows, as others read them (P6)."""
         ((keys,),) = query(self.slots, "SELECT count(*) FROM slot_hold_keys")
         rows = query(self.slots, "SELECT slot_id, capacity, remaining FROM slots ORDER BY slot_id")
-        assert keys == len(self.model.keys)
+        assert keys == sum(len(made.holds) for made in self.model.keys.values())
         for slot_id, capacity in self.model.capacities.items():
             assert 0 <= self.model.free(slot_id) <= capacity
         assert rows == [
@@ -463,16 +584,17 @@ class HoldMachine(RuleBasedStateMachine):
             created_at=self.instant(hold.created_at),
             expires_at=self.instant(hold.expires_at),
             owner=hold.owner,
+            reference=hold.reference,
         )
 
     def instant(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(self.start + seconds, UTC)
 
     def check_refusal(
-        self, operation: Callable[[], object], kind: type[SlotcacheError], **fields: object
+        self, call: Callable[[], object], kind: type[SlotcacheError], /, **fields: object
     ) -> None:
         with pytest.raises(kind) as refused:
-            operation()
+            call()
         assert {name: getattr(refused.value, name) for name in fields} == fields
         self.check_told()
 

@@ -1,4 +1,4 @@
-"""Extending, finding, resizing and forgetting; and due holds that are still off the column."""
+"""Extending, finding, resizing, confirming late and forgetting; due holds still off the column."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from slotcache import (
     HoldNotFound,
     HoldPolicy,
     HoldState,
+    IdempotencyConflict,
     IllegalTransition,
     SlotAvailabilityService,
     SlotFull,
@@ -381,6 +382,208 @@ class TestClosedSlot:
         assert desk.holds.cancel(hold.id).state is HoldState.CANCELLED
 
 
+class TestReference:
+    """What has confirmed a hold, so that no two payments are taken for one."""
+
+    def test_it_is_in_the_hold(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, owner="ann")
+
+        sold = desk.holds.confirm(hold.id, reference="payment 7")
+
+        assert hold.reference is None
+        assert sold == replace(hold, state=HoldState.CONFIRMED, reference="payment 7")
+        assert [desk.holds.get(hold.id)] == desk.holds.find() == [sold]
+
+    @pytest.mark.parametrize("reference", ["payment 7", None])
+    def test_the_same_again_or_none_is_a_replay(self, desk: Desk, reference: str | None) -> None:
+        sold = desk.holds.confirm(desk.holds.create(1).id, reference="payment 7")
+        desk.told.clear()
+
+        again = desk.holds.confirm(sold.id, reference=reference)
+
+        assert again == replace(sold, replayed=True)
+        assert desk.told == []
+
+    @pytest.mark.parametrize("late", ["refuse", "reacquire"])
+    @pytest.mark.parametrize("first", ["payment 7", "Payment 8", "payment 8 ", None])
+    def test_another_is_refused(self, desk: Desk, first: str | None, late: Any) -> None:
+        sold = desk.holds.confirm(desk.holds.create(1).id, reference=first)
+        desk.told.clear()
+
+        with pytest.raises(IdempotencyConflict, match="not with reference 'payment 8'") as refused:
+            desk.holds.confirm(sold.id, reference="payment 8", late=late)
+
+        error = refused.value
+        assert (error.hold_id, error.reference) == (sold.id, "payment 8")
+        assert error.idempotency_key is None
+        assert desk.holds.get(sold.id) == sold
+        assert desk.told == []
+
+    def test_two_holds_may_have_the_same(self, desk: Desk) -> None:
+        for hold in desk.holds.create_many({1: 1, 2: 1}):
+            assert not desk.holds.confirm(hold.id, reference="order 7").replayed
+
+    def test_it_stays_when_the_sale_is_cancelled(self, desk: Desk) -> None:
+        sold = desk.holds.confirm(desk.holds.create(1, 2).id, reference="payment 7")
+        desk.holds.cancel(sold.id, quantity=1)
+
+        cancelled = desk.holds.cancel(sold.id)
+
+        assert cancelled.reference == desk.holds.get(sold.id).reference == "payment 7"
+        with pytest.raises(IllegalTransition):
+            desk.holds.confirm(sold.id, reference="payment 7")
+
+    def test_a_refused_confirm_leaves_none(self, desk: Desk) -> None:
+        for hold in desk.due(1), desk.cancelled(1):
+            with pytest.raises((HoldExpired, IllegalTransition)):
+                desk.holds.confirm(hold.id, reference="payment 7")
+
+            assert desk.holds.get(hold.id) == hold
+
+    @pytest.mark.parametrize("reference", ["\N{SAUROPOD}" * 255, "%", "'; --", "\\"])
+    def test_any_text_will_do(self, desk: Desk, reference: str) -> None:
+        sold = desk.holds.confirm(desk.holds.create(1).id, reference=reference)
+
+        assert desk.holds.get(sold.id).reference == reference
+        assert desk.holds.confirm(sold.id, reference=reference).replayed
+
+
+class TestReacquire:
+    """A payment that came late: `confirm(late="reacquire")`."""
+
+    def test_of_a_live_hold_it_is_a_plain_confirm(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, 3)
+
+        sold = desk.holds.confirm(hold.id, late="reacquire", reference="paid")
+
+        assert sold == replace(hold, state=HoldState.CONFIRMED, reference="paid")
+        assert desk.row(1) == (4, 1)
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_an_expired_one_is_sold_if_there_is_room(self, desk: Desk, swept: bool) -> None:
+        hold = desk.swept(1, 3) if swept else desk.due(1, 3)
+        desk.told.clear()
+
+        sold = desk.holds.confirm(hold.id, late="reacquire", reference="paid")
+
+        assert sold == replace(hold, state=HoldState.CONFIRMED, reference="paid")
+        assert desk.holds.get(hold.id) == sold
+        assert (desk.row(1), free(desk.slots, 1)) == ((4, 1), 1)
+        assert desk.told == ["a"]
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_places_of_other_due_holds_count_and_come_back_once(
+        self, desk: Desk, swept: bool
+    ) -> None:
+        hold = desk.holds.create(1, 1, ttl=5)
+        other = desk.due(1, 3)
+        if swept:
+            desk.holds.expire_due(limit=1)
+
+        desk.holds.confirm(hold.id, late="reacquire")
+
+        assert desk.row(1) == (4, 3)
+        assert desk.written() == {hold.id: "confirmed", other.id: "expired"}
+        assert desk.holds.expire_due() == 0
+
+    def test_it_takes_the_last_place(self, desk: Desk) -> None:
+        hold = desk.due(1, 3)
+        desk.sold(1)
+
+        desk.holds.confirm(hold.id, late="reacquire")
+
+        assert (desk.row(1), free(desk.slots, 1)) == ((4, 0), 0)
+
+    @pytest.mark.parametrize("swept", [False, True])
+    @pytest.mark.parametrize("sold", [False, True])
+    def test_without_room_it_stays_expired(self, desk: Desk, swept: bool, sold: bool) -> None:
+        hold = desk.swept(1, 3) if swept else desk.due(1, 3)
+        other = desk.due(2)
+        _ = desk.sold(1, 2) if sold else desk.holds.create(1, 2)
+        before, books = desk.written(), [desk.row(1), desk.row(2)]
+        desk.told.clear()
+
+        with pytest.raises(HoldExpired) as refused:
+            desk.holds.confirm(hold.id, late="reacquire", reference="paid")
+
+        cause = refused.value.__cause__
+        assert isinstance(cause, SlotFull)
+        assert (cause.slot_id, cause.requested, cause.remaining) == (1, 3, 2)
+        assert (refused.value.hold_id, refused.value.expires_at) == (hold.id, hold.expires_at)
+        assert [desk.holds.get(each.id) for each in (hold, other)] == [hold, other]
+        assert (desk.written(), [desk.row(1), desk.row(2)]) == (before, books)
+        assert desk.told == []
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_a_slot_that_was_closed_sells_nothing_more(self, desk: Desk, swept: bool) -> None:
+        hold = desk.swept(1) if swept else desk.due(1)
+        before, books = desk.written(), desk.row(1)
+        desk.door.closed = 1
+        desk.told.clear()
+
+        with pytest.raises(HoldExpired) as refused:
+            desk.holds.confirm(hold.id, late="reacquire")
+
+        assert isinstance(refused.value.__cause__, SlotNotFound)
+        assert refused.value.__cause__.slot_id == 1
+        assert (desk.written(), desk.row(1), desk.told) == (before, books, [])
+
+    def test_without_it_an_expired_one_is_refused_without_a_cause(self, desk: Desk) -> None:
+        hold = desk.due(1)
+
+        with pytest.raises(HoldExpired) as refused:
+            desk.holds.confirm(hold.id, late="refuse")
+
+        assert refused.value.__cause__ is None
+
+    def test_what_was_cancelled_is_not_had_again(self, desk: Desk) -> None:
+        hold = desk.cancelled(1)
+
+        with pytest.raises(IllegalTransition) as refused:
+            desk.holds.confirm(hold.id, late="reacquire")
+
+        assert (refused.value.operation, refused.value.state) == ("reacquire", hold.state)
+        assert desk.holds.get(hold.id) == hold
+
+    @pytest.mark.parametrize("reference", ["paid", None])
+    def test_twice_is_once(self, desk: Desk, reference: str | None) -> None:
+        hold = desk.due(1, 2)
+        sold = desk.holds.confirm(hold.id, late="reacquire", reference="paid")
+        desk.told.clear()
+
+        again = [
+            desk.holds.confirm(hold.id, late="reacquire", reference=reference),
+            desk.holds.confirm(hold.id, reference=reference),
+        ]
+
+        assert again == [replace(sold, replayed=True)] * 2
+        assert (desk.row(1), desk.told) == ((4, 2), [])
+
+    def test_it_is_a_sale_like_any_other(self, desk: Desk) -> None:
+        hold = desk.swept(1, 3)
+        desk.holds.confirm(hold.id, late="reacquire")
+        desk.clock.advance(10**6)
+
+        assert desk.holds.expire_due() == desk.holds.purge(0) == 0
+        assert desk.holds.cancel(hold.id, quantity=1).quantity == 2
+        assert desk.holds.cancel(hold.id).state is HoldState.CANCELLED
+        assert desk.row(1) == (4, 4)
+
+    def test_a_purge_that_had_it_on_its_list_leaves_it_there(self, desk: Desk) -> None:
+        hold = desk.swept(1, 3)
+        ended = desk.slots._read(lambda ledger: ledger.ended(0, 100), lock_wait=1)
+        desk.holds.confirm(hold.id, late="reacquire")
+
+        purged = desk.slots._transact(lambda ledger: ledger.purge(ended), [], lock_wait=1)
+
+        desk.written_off[1] += 3 * purged  # so that this alone fails
+        assert (purged, desk.written()) == (0, {hold.id: "confirmed"})
+
+    def test_there_is_no_such_hold(self, desk: Desk) -> None:
+        with pytest.raises(HoldNotFound):
+            desk.holds.confirm(uuid4(), late="reacquire")
+
+
 class TestPurge:
     def test_it_forgets_what_was_cancelled_or_has_expired(self, desk: Desk) -> None:
         gone = [desk.cancelled(1), desk.swept(1), desk.holds.cancel(desk.sold(1).id)]
@@ -589,6 +792,13 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("set_capacity", {"capacity": 5.0}, TypeError, "capacity must be an int, 0 or more"),
     ("set_capacity", {"capacity": True}, TypeError, "capacity must be an int"),
     ("set_capacity", {"capacity": "5"}, TypeError, "capacity must be an int"),
+    ("confirm", {"late": "other"}, ValueError, "late must be 'refuse' or 'reacquire', not 'other'"),
+    ("confirm", {"late": None}, ValueError, "late must be 'refuse' or 'reacquire', not None"),
+    ("confirm", {"late": True}, ValueError, "late must be"),
+    ("cancel", {"quantity": 0}, ValueError, "quantity must be 1 or more, not 0"),
+    ("cancel", {"quantity": -1}, ValueError, "quantity must be 1 or more, not -1"),
+    ("cancel", {"quantity": True}, TypeError, "quantity must be an int, 1 or more, not True"),
+    ("cancel", {"quantity": 1.0}, TypeError, "quantity must be an int"),
     ("purge", {"older_than": -1}, ValueError, "older_than must be a finite .* 0 or more, not -1"),
     ("purge", {"older_than": float("nan")}, ValueError, "finite"),
     ("purge", {"older_than": float("inf")}, ValueError, "finite"),
@@ -606,7 +816,7 @@ def test_nonsense_is_refused_with_what_to_write_instead(
         slots.add([(1, 4)])
         desk = Desk(slots, ManualClock(), POLICY)
         hold = desk.holds.create(1)
-        if operation == "extend":
+        if operation in ("extend", "confirm", "cancel"):
             arguments = {"hold_id": hold.id, **arguments}
         if operation == "set_capacity":
             arguments = {"slot_id": 1, **arguments}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,101 @@ class TestAnotherRequest:
             desk.holds.create(1, 2, idempotency_key="k")
 
 
+class TestSeveralSlots:
+    """One key covers all the holds of a request."""
+
+    def test_the_same_request_is_answered_with_the_same_holds(self, desk: Desk) -> None:
+        made = desk.holds.create_many({2: 1, 1: 3}, owner="ann", idempotency_key="k")
+        desk.clock.advance(5)
+        desk.told.clear()
+
+        again = desk.holds.create_many({2: 1, 1: 3}, owner="ann", ttl=7, idempotency_key="k")
+
+        assert again == tuple(replace(hold, replayed=True) for hold in made)
+        assert desk.told == []
+        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 2
+
+    def test_whatever_the_order_it_is_asked_in(self, desk: Desk) -> None:
+        """The answer has that of the first request."""
+        desk.slots.add([(3, 1)])
+        made = desk.holds.create_many({3: 1, 1: 3, 2: 1}, idempotency_key="k")
+
+        again = desk.holds.create_many({1: 3, 2: 1, 3: 1}, idempotency_key="k")
+
+        assert again == tuple(replace(hold, replayed=True) for hold in made)
+
+    def test_they_are_shown_as_they_are_now(self, desk: Desk) -> None:
+        first, second = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+        desk.holds.confirm(first.id, reference="paid")
+        desk.holds.cancel(second.id)
+
+        again = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+
+        assert [hold.state for hold in again] == [HoldState.CONFIRMED, HoldState.CANCELLED]
+        assert again[0].reference == "paid"
+
+    @pytest.mark.parametrize(
+        "places",
+        [{1: 2}, {2: 1}, {1: 2, 2: 2}, {1: 1, 2: 1}, {1: 2, 2: 1, 3: 1}, {1: 2, 9: 1}, {1: 12}],
+        ids=str,
+    )
+    def test_another_request_is_refused(self, desk: Desk, places: dict[int, int]) -> None:
+        desk.slots.add([(3, 1)])
+        made = desk.holds.create_many({1: 2, 2: 1}, idempotency_key="k")
+        desk.told.clear()
+
+        with pytest.raises(IdempotencyConflict) as refused:
+            desk.holds.create_many(places, idempotency_key="k")
+
+        assert (refused.value.hold_id, refused.value.idempotency_key) == (made[0].id, "k")
+        assert refused.value.reference is None
+        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 2
+        assert desk.told == []
+
+    def test_one_slot_is_the_same_request_by_either_call(self, desk: Desk) -> None:
+        one = desk.holds.create(1, 2, idempotency_key="one")
+        (other,) = desk.holds.create_many({1: 2}, idempotency_key="other")
+
+        assert desk.holds.create_many({1: 2}, idempotency_key="one") == (
+            replace(one, replayed=True),
+        )
+        assert desk.holds.create(1, 2, idempotency_key="other") == replace(other, replayed=True)
+
+    def test_one_of_several_is_another_request(self, desk: Desk) -> None:
+        desk.holds.create_many({1: 2, 2: 1}, idempotency_key="k")
+
+        with pytest.raises(IdempotencyConflict):
+            desk.holds.create(1, 2, idempotency_key="k")
+
+    def test_a_refusal_takes_no_key(self, desk: Desk) -> None:
+        other = desk.holds.create(2)
+        with pytest.raises(SlotFull):
+            desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+
+        desk.holds.cancel(other.id)
+
+        made = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+        assert not any(hold.replayed for hold in made)
+
+    def test_it_is_answered_although_a_slot_is_full_and_one_closed(self, desk: Desk) -> None:
+        made = desk.holds.create_many({1: 4, 2: 1}, idempotency_key="k")
+        desk.door.closed = 2
+
+        again = desk.holds.create_many({1: 4, 2: 1}, idempotency_key="k")
+
+        assert again == tuple(replace(hold, replayed=True) for hold in made)
+
+    def test_slots_whose_names_run_together_are_told_apart(self, tmp_path: Path) -> None:
+        with opened("memory", tmp_path, id_type=str) as slots:
+            slots.add([("1", 22), ("11", 22), ('1", 1], ["2', 22), ("2", 22)])
+            holds = HoldManager(slots, on_change=None)
+            holds.create_many({"1": 1, "2": 1}, idempotency_key="k")
+
+            for places in {"1": 12}, {"11": 2}, {'1", 1], ["2': 1}, {"1": 1, "11": 1}:
+                with pytest.raises(IdempotencyConflict):
+                    holds.create_many(places, idempotency_key="k")
+
+
 class TestOwners:
     def test_each_has_keys_of_his_own(self, desk: Desk) -> None:
         made = [
@@ -273,6 +369,95 @@ class TestPurge:
         assert desk.holds.create(1, owner="ben", idempotency_key="k").id == live.id
         assert desk.holds.create(1, owner="ann", idempotency_key="K").id == sold.id
 
+    def test_a_key_is_kept_while_one_of_its_holds_is(self, desk: Desk) -> None:
+        first, second = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+        desk.holds.cancel(first.id)
+
+        assert desk.holds.purge(0) == 1
+
+        again = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+        assert again == (replace(second, replayed=True),)
+        with pytest.raises(IdempotencyConflict):
+            desk.holds.create(2, idempotency_key="k")
+
+    @pytest.mark.parametrize("at_once", [1, 2, 1000])
+    def test_it_is_forgotten_with_the_last_of_them(
+        self, desk: Desk, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("slotcache.holds._PURGED_AT_ONCE", at_once)
+        desk.slots.add([(3, 1)])
+        made = desk.holds.create_many({3: 1, 1: 1, 2: 1}, idempotency_key="k")
+        other = desk.holds.create(1, idempotency_key="other")
+        for hold in made[:2]:
+            desk.holds.cancel(hold.id)
+        assert desk.holds.purge(0) == 2
+        desk.holds.cancel(made[2].id)
+
+        assert desk.holds.purge(0) == 1
+
+        assert count(desk, "slot_hold_keys") == 1
+        assert not desk.holds.create(1, 2, idempotency_key="k").replayed
+        assert desk.holds.create(1, idempotency_key="other").id == other.id
+
+    def test_keys_of_one_name_and_different_owners_are_not_mixed_up(self, desk: Desk) -> None:
+        gone = desk.holds.create_many({1: 1, 2: 1}, owner="ann", idempotency_key="k")
+        for hold in gone:
+            desk.holds.cancel(hold.id)
+        kept = desk.holds.create_many({1: 1, 2: 1}, owner="Ann", idempotency_key="k")
+
+        assert desk.holds.purge(0) == 2
+
+        again = desk.holds.create_many({1: 1, 2: 1}, owner="Ann", idempotency_key="k")
+        assert again == tuple(replace(hold, replayed=True) for hold in kept)
+
+    def test_keys_that_two_purges_have_left_to_one_another_block_nothing(self, desk: Desk) -> None:
+        orphaned(desk, {1: 1, 2: 1})
+
+        made = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+
+        assert not any(hold.replayed for hold in made)
+        again = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+        assert again == tuple(replace(hold, replayed=True) for hold in made)
+        assert count(desk, "slot_hold_keys") == 2
+
+    @pytest.mark.parametrize("places", [{1: 2, 2: 1}, {1: 1}], ids=str)
+    def test_not_even_another_request(self, desk: Desk, places: dict[int, int]) -> None:
+        orphaned(desk, {1: 1, 2: 1})
+
+        made = desk.holds.create_many(places, idempotency_key="k")
+
+        assert not any(hold.replayed for hold in made)
+        assert count(desk, "slot_hold_keys") == len(places)
+
+    def test_a_replacement_is_forgotten_after_what_it_replaced(self, desk: Desk) -> None:
+        old = desk.holds.create(1, idempotency_key="k")
+        new = desk.holds.create(1, 2, replaces=old.id, idempotency_key="k, more")
+
+        assert desk.holds.purge(0) == 1
+
+        again = desk.holds.create(1, 2, replaces=old.id, idempotency_key="k, more")
+        assert again == replace(new, replayed=True)
+        with pytest.raises(HoldNotFound):
+            desk.holds.create(1, 2, replaces=old.id)
+
+    def test_a_late_sale_keeps_its_key(self, desk: Desk) -> None:
+        hold = desk.holds.create(1, ttl=5, idempotency_key="k")
+        desk.clock.advance(5)
+        desk.holds.expire_due()
+        desk.holds.confirm(hold.id, late="reacquire")
+        desk.holds.purge(0)
+
+        again = desk.holds.create(1, idempotency_key="k")
+
+        assert again == replace(hold, state=HoldState.CONFIRMED, replayed=True)
+
+
+def orphaned(desk: Desk, places: dict[int, int]) -> None:
+    """Leave a key whose holds are all gone, as two purges may that overlap."""
+    desk.holds.create_many(places, idempotency_key="k")
+    desk.edit("DELETE FROM slot_holds")
+    desk.edit("UPDATE slots SET remaining = capacity")
+
 
 BAD_KEYS: list[tuple[Any, type[Exception], str]] = [
     ("", ValueError, "1 to 255 characters, not 0: write None"),
@@ -285,20 +470,25 @@ BAD_KEYS: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("argument", ["owner", "idempotency_key"])
+@pytest.mark.parametrize("argument", ["owner", "idempotency_key", "reference"])
 @pytest.mark.parametrize(("text", "kind", "message"), BAD_KEYS)
 def test_nonsense_is_refused_with_what_to_write_instead(
     tmp_path: Path, argument: str, text: Any, kind: type[Exception], message: str
 ) -> None:
     with opened("memory", tmp_path) as slots:
-        slots.add([(1, 4)])
+        slots.add([(1, 4), (2, 4)])
         desk = Desk(slots, ManualClock())
+        hold = desk.holds.create(2)
+        call = partial(desk.holds.create, 1)
+        if argument == "reference":
+            call = partial(desk.holds.confirm, hold.id)
         arguments: dict[str, Any] = {argument: text}
 
         with pytest.raises(kind, match=f"^{argument} .*{message}"):
-            desk.holds.create(1, **arguments)
+            call(**arguments)
 
-        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 0
+        assert desk.holds.find() == [hold]
+        assert count(desk, "slot_hold_keys") == 0
 
 
 def test_slots_with_names_are_told_apart(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from slotcache import (
     Hold,
     HoldExpired,
     HoldManager,
+    HoldNotFound,
     HoldPolicy,
     HoldState,
     IdempotencyConflict,
@@ -334,19 +335,249 @@ def do_anything(holds: HoldManager, chance: random.Random, known: list[UUID]) ->
             ).id
         ),
         lambda: holds.confirm(chance.choice(known)),
-        lambda: holds.cancel(chance.choice(known)),
+        lambda: holds.cancel(chance.choice(known), quantity=chance.choice((None, 1))),
         lambda: holds.extend(chance.choice(known), chance.choice(holds_lived)),
         lambda: holds.expire_due(chance.randint(1, 10)),
         lambda: holds.set_capacity(chance.randint(1, 2), chance.randint(3, 9)),
         lambda: holds.create(
             chance.randint(1, 2), ttl=0.02, idempotency_key=str(chance.randint(1, 20))
         ),
+        lambda: known.extend(
+            hold.id
+            for hold in holds.create_many(
+                dict.fromkeys(chance.sample((1, 2), 2), 1), replaces=chance.choice(known)
+            )
+        ),
+        lambda: holds.confirm(chance.choice(known), late="reacquire", reference="paid"),
+        lambda: holds.purge(0),
     ]
-    refusals = (SlotFull, HoldExpired, IllegalTransition, CapacityTooLow, IdempotencyConflict)
+    refusals = (
+        *(SlotFull, HoldExpired, HoldNotFound, IllegalTransition),
+        *(CapacityTooLow, IdempotencyConflict),
+    )
     for _ in range(30):
-        operation = chance.choices(operations, (6, 3, 3, 2, 2, 1, 2))[0]
+        operation = chance.choices(operations, (6, 3, 3, 2, 2, 1, 2, 2, 3, 1))[0]
         with suppress(*refusals):
             operation()
+
+
+class TestOrders:
+    """Requests for several slots, and those that give something up for it."""
+
+    def test_crossed_requests_for_several_slots_sell_out_and_lose_no_deadlock(
+        self, crowd: Crowd
+    ) -> None:
+        outcomes, overtaken = crossed(crowd, places=5)
+
+        assert outcomes == {tuple: 5, SlotFull: CALLERS - 5}
+        assert overtaken == 0
+
+    def test_crossed_replacements_lose_no_deadlock(self, crowd: Crowd) -> None:
+        """Half of them move from slot 1 to slot 2, and the other half the other way."""
+        crowd.table.add([(1, CALLERS // 2 + 1), (2, CALLERS // 2 + 1)])
+        calls = [
+            partial(holds.create, 2 - index % 2, replaces=holds.create(1 + index % 2).id)
+            for index, holds in enumerate(crowd.managers)
+        ]
+
+        with overtaken_in(crowd) as overtaken:
+            outcomes = crowd.race(calls, slots=(1, 2))
+
+        kinds = kinds_of(outcomes)
+        assert kinds[Hold] + kinds[SlotFull] == CALLERS
+        assert kinds[Hold] >= 2, "one place more than was taken, in each"
+        assert states(crowd) == {"held": CALLERS, "cancelled": kinds[Hold]}
+        assert overtaken == []
+
+    def test_of_many_replacements_of_one_hold_one_is_made(self, crowd: Crowd) -> None:
+        assert replaced_by_many(crowd) == {Hold: 1, IllegalTransition: CALLERS - 1}
+        assert states(crowd) == {"held": 1, "cancelled": 1}
+
+    def test_of_many_with_one_key_the_others_are_replays(self, crowd: Crowd) -> None:
+        crowd.table.add([(1, 5), (2, 5)])
+        old = crowd.holds.create(1, 5)
+        works: list[Callable[[HoldManager], Any]] = [
+            lambda holds: holds.create_many({1: 3, 2: 5}, replaces=old.id, idempotency_key="k"),
+            lambda holds: holds.create_many({2: 5, 1: 3}, replaces=old.id, idempotency_key="k"),
+        ]
+
+        outcomes = crowd.race(crowd.each(*works), slots=(1, 2))
+
+        made = Counter(hold.replayed for holds in outcomes for hold in holds)
+        assert made == {False: 2, True: 2 * (CALLERS - 1)}
+        assert len({tuple(hold.id for hold in holds) for holds in outcomes}) == 1
+        assert states(crowd) == {"held": 2, "cancelled": 1}
+
+    def test_of_a_replacement_and_a_confirm_one_has_the_hold(self, crowd: Crowd) -> None:
+        crowd.table.add([(1, 3)])
+        old = crowd.holds.create(1, 2)
+        calls = crowd.each(
+            lambda holds: holds.create(1, 3, replaces=old.id),
+            lambda holds: holds.confirm(old.id),
+        )
+
+        outcomes = crowd.race(calls)
+
+        replacements, confirms = outcomes[::2], outcomes[1::2]
+        if crowd.holds.get(old.id).state is HoldState.CONFIRMED:
+            assert kinds_of(replacements) == {IllegalTransition: CALLERS / 2}
+        else:
+            assert kinds_of(replacements) == {Hold: 1, IllegalTransition: CALLERS / 2 - 1}
+            assert kinds_of(confirms) == {IllegalTransition: CALLERS / 2}
+
+    @pytest.mark.parametrize("confirmed", [False, True])
+    def test_parts_that_are_cancelled_at_once_add_up(self, crowd: Crowd, confirmed: bool) -> None:
+        crowd.table.add([(1, CALLERS + 4)])
+        hold = crowd.holds.create(1, CALLERS + 1)
+        if confirmed:
+            crowd.holds.confirm(hold.id)
+
+        outcomes = crowd.race(crowd.each(lambda holds: holds.cancel(hold.id, quantity=1)))
+
+        assert sorted(each.quantity for each in outcomes) == list(range(1, CALLERS + 1))
+        assert crowd.holds.get(hold.id).quantity == 1
+        assert free(crowd.table, 1) == CALLERS + 3
+
+
+def test_replacements_wait_also_where_a_transaction_may_not_read_first(tmp_path: Path) -> None:
+    """With BEGIN, SQLite tells whoever has read "locked" at once, if others write meanwhile."""
+    with gathered("deferred", tmp_path, count=4) as crowd:
+        crowd.table.add([(1, 8)])
+        calls = [
+            partial(holds.create, 1, 2, replaces=holds.create(1).id) for holds in crowd.managers
+        ]
+
+        assert kinds_of(crowd.race(calls)) == {Hold: 4}
+
+
+class TestLatePayments:
+    """Those who confirm what has expired, if its places are still free."""
+
+    def test_of_many_one_sells(self, crowd: Crowd) -> None:
+        crowd.table.add([(1, 5)])
+        hold, other = (crowd.holds.create(1, 2, ttl=0.000001) for _ in range(2))
+
+        outcomes = crowd.race(crowd.each(lambda holds: confirm_late(holds, hold)))
+
+        assert Counter(each.replayed for each in outcomes) == {False: 1, True: CALLERS - 1}
+        assert {each.state for each in outcomes} == {HoldState.CONFIRMED}
+        assert remaining(crowd) == 3
+        assert crowd.holds.get(other.id).state is HoldState.EXPIRED
+
+    def test_a_hold_that_falls_due_while_they_wait_is_sold_all_the_same(self, crowd: Crowd) -> None:
+        crowd.table.add([(1, 5)])
+        hold = crowd.holds.create(1, 2)
+
+        outcomes = crowd.race(
+            crowd.each(lambda holds: confirm_late(holds, hold)),
+            meanwhile=lambda blocker: blocker.end(hold),
+        )
+
+        assert Counter(each.replayed for each in outcomes) == {False: 1, True: CALLERS - 1}
+        assert remaining(crowd) == 3
+
+    @pytest.mark.parametrize("swept", [False, True])
+    def test_one_of_them_or_one_buyer_gets_the_last_place(self, crowd: Crowd, swept: bool) -> None:
+        crowd.table.add([(1, 1)])
+        hold = crowd.holds.create(1, ttl=0.000001)
+        if swept:
+            assert crowd.holds.expire_due() == 1
+        calls = crowd.each(lambda holds: confirm_late(holds, hold), lambda holds: holds.create(1))
+
+        outcomes = crowd.race(calls)
+
+        payments, buyers = outcomes[::2], outcomes[1::2]
+        if kinds_of(buyers)[Hold]:
+            assert kinds_of(buyers) == {Hold: 1, SlotFull: CALLERS / 2 - 1}
+            assert kinds_of(payments) == {HoldExpired: CALLERS / 2}
+            assert {type(each.__cause__) for each in payments} == {SlotFull}
+        else:
+            assert kinds_of(buyers) == {SlotFull: CALLERS / 2}
+            assert [each.replayed for each in payments].count(False) == 1
+
+    def test_of_two_payments_for_one_hold_one_is_refused(self, crowd: Crowd) -> None:
+        crowd.table.add([(1, 5)])
+        hold = crowd.holds.create(1)
+        calls = crowd.each(
+            lambda holds: holds.confirm(hold.id, reference="payment 1"),
+            lambda holds: holds.confirm(hold.id, reference="payment 2"),
+        )
+
+        outcomes = crowd.race(calls)
+
+        taken = {each.reference for each in outcomes if isinstance(each, Hold)}
+        refused = {each.reference for each in outcomes if isinstance(each, IdempotencyConflict)}
+        assert kinds_of(outcomes) == {Hold: CALLERS / 2, IdempotencyConflict: CALLERS / 2}
+        assert taken | refused == {"payment 1", "payment 2"}
+        assert taken == {crowd.holds.get(hold.id).reference}
+
+    @only_on_servers  # SQLite locks the whole file
+    def test_what_a_purge_forgets_in_the_midst_of_it_is_not_there(self, crowd: Crowd) -> None:
+        crowd.table.add([(1, 5)])
+        hold = crowd.holds.create(1, ttl=0.000001)
+        assert crowd.holds.expire_due() == 1
+        purging = crowd.managers[1]
+
+        class PurgedMeanwhile(SqlLedger):
+            def _make_room_again(self, hold: Hold) -> None:
+                super()._make_room_again(hold)
+                assert purging.purge(0) == 1
+
+        late = HoldManager(with_ledger(crowd.table, PurgedMeanwhile), on_change=None)
+        with pytest.raises((HoldNotFound, HoldExpired)):
+            confirm_late(late, hold)
+
+
+def with_ledger(table: SqlSlots, ledger: type[SqlLedger]) -> SqlSlots:
+    """Return a twin of the table, on the same engine."""
+    return twin(ledger, None)(
+        table.engine, claim="counted" if table._claim.counts_holds else "on_hold"
+    )
+
+
+def confirm_late(holds: HoldManager, hold: Hold) -> Hold:
+    return holds.confirm(hold.id, late="reacquire")
+
+
+MIXED = (1, 9, 17)
+"""Three slots whose order in a set of Python's is the one that they were put in."""
+
+
+def crossed(crowd: Crowd, *, places: int) -> tuple[Counter[type], int]:
+    """What comes of requests for slots in opposite order, and how often one was given up."""
+    crowd.table.add([(slot_id, places) for slot_id in MIXED])
+    calls = crowd.each(
+        lambda holds: holds.create_many(dict.fromkeys(MIXED, 1)),
+        lambda holds: holds.create_many(dict.fromkeys(reversed(MIXED), 1)),
+    )
+    with overtaken_in(crowd) as overtaken:
+        outcomes = crowd.race(calls, slots=MIXED)
+    return kinds_of(outcomes), len(overtaken)
+
+
+@contextmanager
+def overtaken_in(crowd: Crowd) -> Iterator[list[Any]]:
+    """What the database ended because of what others did meanwhile."""
+    overtaken: list[Any] = []
+
+    def note(context: Any) -> None:
+        if crowd.table._database._was_overtaken(context.sqlalchemy_exception):
+            overtaken.append(context)
+
+    for table in crowd.tables:
+        sa.event.listen(table.engine, "handle_error", note)
+    try:
+        yield overtaken
+    finally:
+        for table in crowd.tables:
+            sa.event.remove(table.engine, "handle_error", note)
+
+
+def replaced_by_many(crowd: Crowd) -> Counter[type]:
+    """What comes of many who want a slot's only places for the hold that has them."""
+    crowd.table.add([(1, 2)])
+    old = crowd.holds.create(1, 2)
+    return kinds_of(crowd.race(crowd.each(lambda holds: holds.create(1, 2, replaces=old.id))))
 
 
 class TestSweepers:
@@ -730,6 +961,43 @@ class TestBrokenTwins:
 
         assert left == 7
 
+    @pytest.mark.parametrize("where", ON_SERVERS)
+    def test_slots_locked_in_the_order_given_come_into_a_deadlock(
+        self, where: str, two_on: TwoOn
+    ) -> None:
+        on = partial(two_on, where, partial(crossed, places=2))
+        assert on() == ({tuple: 2}, 0)
+
+        outcomes, overtaken = on(ledger=LocksAsItIsTold)
+
+        assert (outcomes, overtaken > 0) == ({tuple: 2}, True)
+
+    @pytest.mark.parametrize("where", RACED)
+    def test_a_late_sale_without_a_look_at_the_room_oversells(
+        self, where: str, two_on: TwoOn
+    ) -> None:
+        assert two_on(where, taken_by_a_buyer_and_a_late_payment) == 1
+
+        assert two_on(where, taken_by_a_buyer_and_a_late_payment, ledger=SellsLateUnseen) == 2
+
+    @pytest.mark.parametrize("where", RACED)
+    def test_a_late_sale_that_gives_back_what_was_swept_leaves_too_many(
+        self, where: str, two_on: TwoOn
+    ) -> None:
+        on = partial(two_on, where, left_after_a_late_sale, claim="on_hold")
+        assert on() == 1
+
+        assert on(ledger=GivesBackTwice) == 2
+
+    @pytest.mark.parametrize("where", RACED)
+    def test_a_replacement_of_what_was_there_before_the_lock_oversells(
+        self, where: str, two_on: TwoOn
+    ) -> None:
+        on = partial(two_on, where, replaced_by_many, claim="on_hold")
+        assert on() == {Hold: 1, IllegalTransition: 1}
+
+        assert on(ledger=ReplacesWhatItSaw) == {Hold: 2}
+
 
 class TwoOn(Protocol):
     """Runs a check on two tables of a twin, on a database where the guard is really missing."""
@@ -920,6 +1188,71 @@ class MovesUnconditionally(SqlLedger):
     def _move(self, hold: Hold, *moves: Any, **options: Any) -> Change[Hold]:
         self._moved = hold.id
         return super()._move(hold, *moves, **options)
+
+
+class LocksAsItIsTold(SqlLedger):
+    """Locks the slots in the order of the request."""
+
+    def create(self, request: HoldRequest) -> Change[tuple[Hold, ...]]:
+        self._asked_for = request.places
+        return super().create(request)
+
+    def _lock(self, slot_ids: Any) -> None:
+        for slot_id in self._asked_for:
+            super()._lock([slot_id])
+
+
+class SellsLateUnseen(SqlLedger):
+    """Takes the places of an expired hold again, as if they were free."""
+
+    def _checked(self, slot: SlotCount | None, *asked_for: Any) -> SlotCount:
+        assert slot is not None
+        return slot
+
+
+class GivesBackTwice(SqlLedger):
+    """Gives the places of an expired hold back, whether or not somebody else has."""
+
+    def _make_room_again(self, hold: Hold) -> None:
+        self._give_back_expired(hold.slot_id, hold.quantity)
+        super()._make_room_again(hold)
+
+
+class ReplacesWhatItSaw(SqlLedger):
+    """Reads the hold to be replaced, then waits for the slots."""
+
+    def create(self, request: HoldRequest) -> Change[tuple[Hold, ...]]:
+        self._seen = {
+            hold_id: super(type(self), self)._hold(hold_id) for hold_id in request.replaces
+        }
+        return super().create(request)
+
+    def _hold(self, hold_id: UUID) -> Any:
+        return self._seen[hold_id]
+
+    def _move(self, hold: Hold, *moves: Any, **options: Any) -> Change[Hold]:
+        self._move_places(hold, *moves[:2])
+        return Change(hold, (hold.scope,))
+
+
+def taken_by_a_buyer_and_a_late_payment(crowd: Crowd) -> int:
+    """How often the only place is taken after a late payment for it, which a buyer outran."""
+    crowd.table.add([(1, 1)])
+    hold = crowd.holds.create(1, ttl=0.000001)
+    crowd.holds.create(1)
+    with suppress(HoldExpired):
+        confirm_late(crowd.holds, hold)
+    return sum(states(crowd).get(state, 0) for state in ("held", "confirmed"))
+
+
+def left_after_a_late_sale(crowd: Crowd) -> int:
+    """How many of four places are left after a sale of two, and a late one of one."""
+    crowd.table.add([(1, 4)])
+    hold = crowd.holds.create(1, ttl=0.000001)
+    assert crowd.holds.expire_due() == 1
+    crowd.holds.confirm(crowd.holds.create(1, 2).id)
+    confirm_late(crowd.holds, hold)
+    return remaining(crowd)
 
 
 def after_an_edit(crowd: Crowd) -> list[Any]:

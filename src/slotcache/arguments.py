@@ -13,6 +13,7 @@ from slotcache.protocols import SlotId
 __all__ = [
     "check_capacity",
     "check_count",
+    "check_flag",
     "check_hold_id",
     "check_limit",
     "check_slot_id",
@@ -101,6 +102,12 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
         raise TypeError(f"{name} must be an int, {least} or more, not {value!r}")
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def check_capacity(capacity: int) -> None:

@@ -16,6 +16,7 @@ from uuid import UUID
 from slotcache.arguments import (
     check_capacity,
     check_count,
+    check_flag,
     check_hold_id,
     check_limit,
     check_slot_id,
@@ -147,7 +148,8 @@ class HoldManager:
             replaces: A live hold that is cancelled by the same stroke, so that its places do not
                 count against this one: for whoever wants more of a slot, fewer, or another slot.
                 If nothing comes of the new hold, that one stays. One that has expired makes no
-                room and no trouble. With an `owner`, it has to be the same one's.
+                room and no trouble. With an `owner`, it has to be the same one's. It is not part of
+                what a key stands for.
 
         Returns:
             The new hold, HELD; or the one that this key made before, as it is now (it may have
@@ -282,6 +284,7 @@ class HoldManager:
         check_hold_id("hold_id", hold_id)
         if quantity is not None:
             check_count("quantity", quantity)
+        check_flag("restock", restock)
         return self._change(
             lambda ledger: ledger.cancel(hold_id, quantity=quantity, restock=restock)
         )

@@ -7,6 +7,7 @@ tests.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ class Desk:
         policy: Of its holds.
         door: Closes one of its slots.
         told: What the hook was told.
+        written_off: How many places of a slot were sold, given up, and are not for sale again.
     """
 
     slots: SqlSlots
@@ -48,6 +50,7 @@ class Desk:
     policy: HoldPolicy = field(default_factory=HoldPolicy)
     door: Door = field(default_factory=Door)
     told: list[Any] = field(default_factory=list)
+    written_off: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.holds = HoldManager(self.slots, on_change=self.told.append, policy=self.policy)
@@ -110,7 +113,7 @@ class Desks:
             yield desk
         finally:
             door.closed = 0
-        check_books(slots)
+        check_books(slots, written_off=desk.written_off)
 
     def close(self) -> None:
         self._stack.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -96,8 +97,13 @@ def query(slots: SqlSlots, sql: str, *parameters: object) -> list[tuple[Any, ...
         return [tuple(row) for row in connection.exec_driver_sql(sql, parameters)]
 
 
-def check_books(slots: SqlSlots) -> None:
-    """Check P6 on the rows: what is sold and what is promised fits, and sums up."""
+def check_books(slots: SqlSlots, *, written_off: Mapping[Any, int] = MappingProxyType({})) -> None:
+    """Check P6 on the rows: what is sold and what is promised fits, and sums up.
+
+    Args:
+        slots: The table.
+        written_off: By slot, how many places were sold, given up, and are not for sale again.
+    """
     rows = query(
         slots,
         """SELECT slot_id, capacity, remaining,
@@ -107,7 +113,8 @@ def check_books(slots: SqlSlots) -> None:
                    WHERE h.slot_id = s.slot_id AND state = 'held')
            FROM slots s""",
     )
-    for slot_id, capacity, remaining, sold, held in rows:
+    for slot_id, capacity, remaining, confirmed, held in rows:
+        sold = confirmed + written_off.get(slot_id, 0)
         taken_off = sold if slots._claim.counts_holds else sold + held
         assert 0 <= remaining <= capacity, f"slot {slot_id}"
         assert taken_off == capacity - remaining, f"slot {slot_id}: the books do not balance"

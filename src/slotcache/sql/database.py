@@ -22,6 +22,9 @@ AUTOCOMMIT = (
     "to join: use the manager itself, or an engine without that isolation_level"
 )
 
+_EXPECTED = (DBAPIError, SlotcacheError, ValueError)
+"""After these, what a connection is in the midst of is known."""
+
 
 class TryAgain(Exception):
     """A transaction that was not asked to commit came to nothing; another may well succeed.
@@ -130,7 +133,7 @@ class Database(ABC):
     ) -> None:
         if connection.invalidated:
             return
-        expected = isinstance(error, DBAPIError | SlotcacheError | ValueError)
+        expected = isinstance(error, _EXPECTED)
         ended = isinstance(error, DBAPIError) and self._was_overtaken(error)
         if not expected or (ended and self.ends_whole_transactions):
             connection.invalidate()
@@ -226,11 +229,11 @@ class Database(ABC):
         try:
             try:
                 yield connection
-            except (DBAPIError, SlotcacheError):
+            except _EXPECTED:
                 self._in_order(connection, put_back)
                 raise
             self._in_order(connection, put_back)
-        except (DBAPIError, SlotcacheError):
+        except _EXPECTED:
             raise
         except BaseException:
             connection.invalidate()

@@ -45,8 +45,7 @@ class SqlLedger(SlotRows):
     def create(self, request: HoldRequest) -> Change[tuple[Hold, ...]]:
         """Promise places, if so many are free: a hold for each slot, in the order asked for."""
         ids = [self._new_id() for _ in request.places]
-        of_replaced = self._slots_of(request.replaces) if request.replaces else ()
-        self._lock({*request.places, *of_replaced})
+        self._lock_for(request)
         slots = self._counts(request.places)
         if request.idempotency_key is not None:
             earlier = self._use_key(request, slots, ids)
@@ -174,6 +173,15 @@ class SqlLedger(SlotRows):
             self._run(self._statements.delete_keys, p_holds=over)
         return Change(forgotten, ())
 
+    def _lock_for(self, request: HoldRequest) -> None:
+        """Lock the slots that are asked for, and those of the holds to be replaced."""
+        if not request.replaces:
+            self._lock(request.places)
+            return
+        if not self._skips_locked:
+            self._lock(list(request.places)[:1])  # SQLite lets nobody wait who has read before
+        self._lock({*request.places, *self._slots_of(request.replaces)})
+
     def _counts(self, slot_ids: Mapping[SlotId, int]) -> dict[SlotId, SlotCount | None]:
         return {slot_id: self._count(slot_id) for slot_id in slot_ids}
 
@@ -249,6 +257,8 @@ class SqlLedger(SlotRows):
             p_ended=now if after is HoldState.CANCELLED else None,
             p_reference=hold.reference,
         )
+        if before is HoldState.EXPIRED and not moved.rowcount:
+            raise HoldNotFound(hold.id)  # it was purged meanwhile, which locks no slot
         _check_was_there(moved)
         return Change(replace(hold, state=after), (hold.scope,))
 
@@ -288,12 +298,12 @@ class SqlLedger(SlotRows):
                     self._run(self._statements.insert_key, **row)
                 return []
             used = self._run(self._statements.find_key, p_owner=owner, p_key=key).all()
-            if used and used[0].request != digest:
-                raise IdempotencyConflict(hold_id=used[0].hold_id, idempotency_key=key)
             holds: list[Hold] = []
             for of_key in used:
                 with suppress(HoldNotFound):
                     holds.append(self._hold(of_key.hold_id)[0])
+            if holds and used[0].request != digest:
+                raise IdempotencyConflict(hold_id=holds[0].id, idempotency_key=key)
             if holds:
                 return holds
             if used:  # two purges, each of which took the other's holds for alive
@@ -356,9 +366,8 @@ def _digest_of(request: HoldRequest, slots: Mapping[SlotId, SlotCount | None]) -
 
 def _check_distinct(slots: Sequence[SlotCount]) -> None:
     """Refuse two spellings of one slot: each was counted as if it were the only one."""
-    ids = [slot.slot_id for slot in slots]
-    for slot_id in ids:
-        if ids.count(slot_id) > 1:
+    for slot_id, count in Counter(slot.slot_id for slot in slots).items():
+        if count > 1:
             raise ValueError(
                 f"slot {slot_id!r} is there twice, in two spellings that the database takes for "
                 "the same: name it once, as the rows do"

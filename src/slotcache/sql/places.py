@@ -92,7 +92,7 @@ class SlotRows:
     def _lock(self, slot_ids: Collection[SlotId]) -> None:
         """Lock these slots, waiting for each."""
         if not self._is_alone:
-            for slot_id in sorted(slot_ids):
+            for slot_id in sorted(slot_ids, key=_rank):
                 self._run(self._statements.lock, p_slot=slot_id)
 
     def _lock_slot_of(self, hold_id: UUID) -> None:
@@ -113,7 +113,7 @@ class SlotRows:
     def _lock_free(self, slot_ids: set[SlotId]) -> set[SlotId]:
         """Lock these slots, but for those that others have locked; return which."""
         if self._skips_locked:
-            locked = self._run(self._statements.lock_those_free, p_slots=sorted(slot_ids))
+            locked = self._run(self._statements.lock_those_free, p_slots=list(slot_ids))
             return set(locked.scalars())
         self._lock(slot_ids)
         return slot_ids
@@ -175,3 +175,8 @@ class SlotRows:
 
     def _run(self, statement: sa.Executable, **parameters: object) -> sa.CursorResult[Any]:
         return self._connection.execute(statement, parameters)
+
+
+def _rank(slot_id: SlotId) -> tuple[str, SlotId]:
+    """Where it stands among others; two spellings of one, where "a" is "A", at the same place."""
+    return (slot_id.casefold() if isinstance(slot_id, str) else "", slot_id)

@@ -106,7 +106,6 @@ class Statements:
     def _write_holds(self, holds: sa.Table) -> None:
         ids = sa.bindparam("p_holds", type_=holds.c.id.type, expanding=True)
         is_due = holds.c.state == HELD, holds.c.expires_at <= self._given_time
-        reference = sa.bindparam("p_reference", type_=holds.c.reference.type)
         expired = sa.update(holds).values(
             state=HoldState.EXPIRED.value, ended_at=holds.c.expires_at
         )
@@ -117,7 +116,7 @@ class Statements:
             .values(
                 state=sa.bindparam("p_to"),
                 ended_at=sa.bindparam("p_ended", type_=Instant()),
-                reference=sa.func.coalesce(reference, holds.c.reference),
+                reference=sa.bindparam("p_reference", type_=holds.c.reference.type),
             )
         )
         fewer = holds.c.quantity - sa.bindparam("p_places", type_=sa.Integer())
@@ -190,7 +189,9 @@ class Statements:
             .order_by(of_same_key.c.owner, of_same_key.c.idempotency_key)
         )
         self.delete_keys = sa.delete(keys).where(keys.c.hold_id.in_(ids))
-        self.delete_holds = sa.delete(holds).where(holds.c.id.in_(ids))
+        # One may have been confirmed late since it was found.
+        is_over = holds.c.ended_at.is_not(None)
+        self.delete_holds = sa.delete(holds).where(holds.c.id.in_(ids), is_over)
 
     def _count(self) -> sa.Select[Any]:
         """The columns of a `SlotCount`."""
