@@ -93,7 +93,8 @@ def soak(args: "list[str]") -> int:
     """Look for rare failures of holds, for twenty minutes; arguments go to pytest."""
     for name, value in SOAK.items():
         os.environ.setdefault(name, value)
-    files = ["tests/test_hold_kills.py", "tests/test_hold_machine.py", "tests/test_races.py"]
+    names = ["hold_kills", "hold_machine", "races", "transactions"]
+    files = ["tests/test_{}.py".format(name) for name in names]
     pytest = ["python", "-m", "pytest", *PARALLEL, "-o", "timeout=1800"]
     return Environment("test").become(*pytest, *(args or files))
 

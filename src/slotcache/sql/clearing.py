@@ -8,7 +8,14 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import ORMExecuteState, Session, scoped_session, sessionmaker
+from sqlalchemy.orm import (
+    InstanceState,
+    ORMExecuteState,
+    Session,
+    UOWTransaction,
+    scoped_session,
+    sessionmaker,
+)
 from sqlalchemy.sql.visitors import iterate
 
 from slotcache.availability import Scope
@@ -113,7 +120,7 @@ def clear_on_write(
     try:
         sa.event.listen(sessions, "after_flush", writes.of_objects)
         sa.event.listen(sessions, "do_orm_execute", writes.of_statement)
-    except (AttributeError, sa.exc.InvalidRequestError) as error:
+    except (AttributeError, sa.exc.ArgumentError, sa.exc.InvalidRequestError) as error:
         raise TypeError(
             f"sessions must be a sessionmaker, a class of sessions, or a session, not {sessions!r}"
         ) from error
@@ -131,12 +138,17 @@ class _Writes:
         self._slots = slots
         self._hook = hook
 
-    def of_objects(self, session: Session, _context: object) -> None:
+    def of_objects(self, session: Session, flushed: UOWTransaction) -> None:
         """Note the scopes of what was flushed."""
-        written = [*session.new, *filter(session.is_modified, session.dirty), *session.deleted]
-        for each in written:
-            if self._is_among(sa.inspect(each).mapper.tables):
-                self._note(session, self._scopes_of(each, is_there=each not in session.new))
+        # The session's own lists lack what was deleted as an orphan, or set to an expression.
+        for state, (is_deleted, is_only_listed) in list(flushed.states.items()):
+            written = state.obj()
+            if is_only_listed or written is None or not self._is_among(state.mapper.tables):
+                continue
+            is_new = written in session.new
+            is_changed = bool(state.expired_attributes) or session.is_modified(written)
+            if is_new or is_deleted or is_changed:
+                self._note(session, self._scopes_of(state, is_there=not is_new))
 
     def of_statement(self, state: ORMExecuteState) -> None:
         """Note that anything may have been written."""
@@ -150,9 +162,9 @@ class _Writes:
         name = self._slots.table.fullname
         return any(isinstance(each, sa.Table) and each.fullname == name for each in elements)
 
-    def _scopes_of(self, written: object, *, is_there: bool) -> set[Scope | None]:
+    def _scopes_of(self, state: InstanceState[Any], *, is_there: bool) -> set[Scope | None]:
         """Return the scopes that it has, and that it had; None, which is all: nobody knows."""
-        scope, state = self._slots.scope, sa.inspect(written)
+        scope = self._slots.scope
         generated = scope is not None and scope.server_onupdate is not None
         if scope is None or generated or not state.mapper.columns.contains_column(scope):
             return {None}

@@ -131,15 +131,12 @@ class Database(ABC):
     def _undo(
         self, connection: sa.Connection, savepoint: sa.NestedTransaction, error: BaseException
     ) -> None:
-        if connection.invalidated:
-            return
         expected = isinstance(error, _EXPECTED)
         ended = isinstance(error, DBAPIError) and self._was_overtaken(error)
         if not expected or (ended and self.ends_whole_transactions):
             connection.invalidate()
-            return
         try:
-            savepoint.rollback()
+            savepoint.rollback()  # of a connection that is invalidated, it sends nothing
         except DBAPIError:
             connection.invalidate()
 

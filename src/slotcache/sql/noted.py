@@ -84,8 +84,9 @@ class Noted:
         self._levels = [[]]
 
     def _commit(self, *_: Any) -> None:
-        for level in self._levels:
-            self._to_tell += level
+        if not self._connection.invalidated:  # else it is not sent, whatever SQLAlchemy says first
+            for level in self._levels:
+                self._to_tell += level
         self._levels = [[]]
 
 

@@ -62,7 +62,12 @@ def check_tells(transaction: Transactional, table: sa.Table | None) -> None:
     if isinstance(transaction, Session):
         if transaction.twophase:
             raise ValueError(f"this session {_TWO_PHASES}use one without twophase=True")
-        bind = transaction.get_bind(**_arguments(table))
+        try:
+            bind = transaction.get_bind(**_arguments(table))
+        except sa.exc.UnboundExecutionError as error:
+            raise ValueError(
+                "this session has no engine but for other tables: make it with bind=engine, too"
+            ) from error
     if not isinstance(bind, sa.Connection):
         return
     if isinstance(bind.get_transaction(), sa.TwoPhaseTransaction):
