@@ -115,6 +115,21 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
         yield shop
 
 
+@pytest.mark.parametrize(
+    "bound", [{Base}, {Seats}, {Seats.__table__}], ids=["base", "class", "table"]
+)
+def test_a_session_goes_where_its_slots_are_bound_to(shop: Shop, bound: set[Any]) -> None:
+    elsewhere = sa.create_engine("sqlite://")
+    holds = HoldManager(shop.slots, on_change=shop.hook)
+
+    with Session(elsewhere, binds=dict.fromkeys(bound, shop.engine)) as session:
+        holds.within(session).create(1)
+        session.commit()
+    elsewhere.dispose()
+
+    assert shop.told == ["hall"]
+
+
 class TestOnCommit:
     """What somebody says about a transaction of theirs."""
 
@@ -316,6 +331,12 @@ class TestOnWrite:
             session.get_one(Seats, 1).remaining = value
 
         assert watched.told == ["hall"]
+
+    def test_a_scope_that_is_set_to_an_expression_clears_all(self, watched: Shop) -> None:
+        with watched.sessions.begin() as session:
+            session.get_one(Seats, 1).venue = sa.literal("park")
+
+        assert watched.told == [None]
 
     def test_an_object_that_was_deleted_clears_its_scope(self, watched: Shop) -> None:
         with watched.sessions.begin() as session:

@@ -286,13 +286,30 @@ class TestStyles:
 
         assert is_taken(WindowHold)
 
+    def test_a_class_may_be_defined_again(self) -> None:
+        """As in a notebook."""
+        metadata = windows()
+        for _ in range(2):
+            base: Any = registry(metadata=metadata).generate_base()
+
+            class WindowHold(HoldMixin, base):  # type: ignore[misc]
+                __tablename__ = "window_holds"
+                __table_args__ = {"extend_existing": True}  # noqa: RUF012
+
+                slot_id: Mapped[int] = mapped_column(sa.ForeignKey("windows.id"))
+
+        assert is_taken(WindowHold)
+
     def test_a_class_without_a_base_will_do(self) -> None:
         mapper_registry = registry(metadata=windows())
 
         @mapper_registry.mapped
         class WindowHold(HoldMixin):
             __tablename__ = "window_holds"
-            __table_args__ = (sa.Index("by_source", "source"), {"comment": "who wants what"})
+            __table_args__ = (
+                sa.Index("by_source", "source", "owner"),
+                {"comment": "who wants what"},
+            )
 
             slot_id = mapped_column(sa.ForeignKey("windows.id"))
             source = mapped_column(sa.String(20))

@@ -35,6 +35,7 @@ from slotcache import (
     SlotFull,
     SlotNotFound,
 )
+from slotcache.hook import tell_all
 from slotcache.sql import SqlSlots, clear_after, noted
 from slotcache.sql.ledger import SqlLedger
 
@@ -681,6 +682,28 @@ class Order(Base):
 
 class TestRefused:
     """What could not keep the promises, and what to write instead."""
+
+    @pytest.mark.parametrize("customer", ONE_OF_EACH[1:2], indirect=True, ids=str)
+    def test_a_savepoint_that_sqlite_would_take_for_the_transaction(
+        self, customer: Customer
+    ) -> None:
+        """SQLite's driver begins nothing before it, so its release would commit."""
+        before = customer.rows()
+        with customer.session() as session:
+            with (
+                session.begin_nested(),
+                pytest.raises(ValueError, match="would commit at its end"),
+            ):
+                customer.holds.within(session).create(1)
+            session.rollback()
+        assert customer.rows() == before
+
+        with customer.session() as session:
+            customer.holds.within(session).create(1)
+            with session.begin_nested():
+                customer.holds.within(session).create(2)
+            session.rollback()
+        assert (customer.rows(), customer.told) == (before, [])
 
     @on_sqlite
     @pytest.mark.parametrize(
@@ -1535,12 +1558,12 @@ class TellsAfterCommit:
 
     def _tell(self, session: Session) -> None:
         for each in self._noted:
-            noted.tell_once(note for level in each._levels for note in level)
+            tell_all(note for level in each._levels for note in level)
 
 
 def tell_at_once(notes: noted.Noted, _connection: sa.Connection) -> None:
     """Tell as the COMMIT is about to be sent."""
-    noted.tell_once(note for level in notes._levels for note in level)
+    tell_all(note for level in notes._levels for note in level)
 
 
 def notes_of_the_session(session: Session, connection: sa.Connection) -> Any:

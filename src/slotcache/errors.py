@@ -216,7 +216,7 @@ class Busy(SlotcacheError):
     It does not say that the slot is full. Calling again is right.
 
     Attributes:
-        waited: How long the call may have waited, in seconds.
+        waited: How long it may have waited for each lock, in seconds.
     """
 
     retryable = True

@@ -51,10 +51,19 @@ class Hook:
 
 
 def tell_all(told: Iterable[tuple[Hook, Scope | None]]) -> None:
-    """Tell each hook of its scope: all of them, also when a signal cuts in."""
+    """Tell hooks of scopes, each once: all of them, also when a signal cuts in."""
     with ExitStack() as each:
-        for hook, scope in reversed(tuple(told)):
+        for hook, scope in reversed(_once(told)):
             each.callback(hook.tell, scope)
+
+
+def _once(told: Iterable[tuple[Hook, Scope | None]]) -> list[tuple[Hook, Scope | None]]:
+    by_scope: dict[Scope | None, list[Hook]] = {}
+    for hook, scope in told:
+        hooks = by_scope.setdefault(scope, [])
+        if not any(map(hook.calls_the_same, hooks)):
+            hooks.append(hook)
+    return [(hook, scope) for scope, hooks in by_scope.items() for hook in hooks]
 
 
 def check_hook(name: str, hook: object, *, otherwise: str) -> None:

@@ -54,7 +54,8 @@ class HoldPolicy:
         ttl: Seconds a hold lasts unless `create` says otherwise.
         max_lifetime: The longest that any hold may last, in seconds from its creation; at most a
             century.
-        lock_wait: Seconds to wait for a slot that others are changing before `Busy` is raised.
+        lock_wait: Seconds to wait for a slot that others are changing before `Busy` is raised; for
+            each of them, if there are several.
     """
 
     ttl: float = 600.0

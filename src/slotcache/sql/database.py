@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from slotcache.errors import BackendError, Busy, SlotcacheError
@@ -22,7 +22,7 @@ AUTOCOMMIT = (
     "to join: use the manager itself, or an engine without that isolation_level"
 )
 
-_EXPECTED = (DBAPIError, SlotcacheError, ValueError)
+_EXPECTED = (StatementError, SlotcacheError, ValueError)
 """After these, what a connection is in the midst of is known."""
 
 

@@ -52,7 +52,7 @@ class JoinedSlots:
         self._database = database
         self._ledger_on = ledger_on
         self._hook = hook
-        check_tells(self._transaction, slots.table)
+        check_tells(self._transaction, slots)
 
     @property
     def _transaction(self) -> Transactional:
@@ -88,13 +88,13 @@ class JoinedSlots:
 
     @contextmanager
     def _joined(self, lock_wait: float) -> Iterator[sa.Connection]:
-        transaction, table = self._transaction, self._slots.table
-        check_tells(transaction, table)
+        transaction = self._transaction
+        check_tells(transaction, self._slots)
         if isinstance(transaction, Session) and transaction.autoflush:
             transaction.flush()  # as each statement of the session's own would
         try:
             with self._database.joining(
-                lambda: connection_of(transaction, table), lock_wait
+                lambda: connection_of(transaction, self._slots), lock_wait
             ) as connection:
                 yield connection
         except TryAgain as over:

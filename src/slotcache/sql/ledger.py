@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -182,7 +182,7 @@ class SqlLedger(SlotRows):
             self._lock(list(request.places)[:1])  # SQLite lets nobody wait who has read before
         self._lock({*request.places, *self._slots_of(request.replaces)})
 
-    def _counts(self, slot_ids: Mapping[SlotId, int]) -> dict[SlotId, SlotCount | None]:
+    def _counts(self, slot_ids: Iterable[SlotId]) -> dict[SlotId, SlotCount | None]:
         return {slot_id: self._count(slot_id) for slot_id in slot_ids}
 
     def _checked(self, slot: SlotCount | None, slot_id: SlotId, quantity: int) -> SlotCount:

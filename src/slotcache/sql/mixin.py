@@ -83,7 +83,8 @@ class HoldMixin:
         columns["slot_id"].nullable = False
         make = getattr(super(), "__table_cls__", sa.Table)
         holds = hold_table(name, metadata, *theirs, make=make, **options)
-        key_table(_keys_beside(name), metadata, schema=holds.schema)
+        if not (options.get("extend_existing") and _keys_beside(holds.key) in metadata.tables):
+            key_table(_keys_beside(name), metadata, schema=holds.schema)
         return holds
 
 

@@ -13,7 +13,6 @@ beside the connection on which it did, and told at the end. Three things are fol
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -22,7 +21,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from slotcache.availability import Scope
 from slotcache.hook import Hook, tell_all
 
-__all__ = ["Noted", "note_at", "noted_in", "tell_once"]
+__all__ = ["Noted", "note_at", "noted_in"]
 
 _Note: TypeAlias = tuple[Hook, Scope | None]
 
@@ -107,16 +106,7 @@ class _SessionEnd:
     def _end(self, _session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:  # the root's, which has just given its connections back
             ended, self._noted = self._noted, []
-            tell_once(note for noted in ended for note in noted.take())
-
-
-def tell_once(notes: Iterable[_Note]) -> None:
-    """Tell each hook of each scope, once."""
-    once: list[_Note] = []
-    for hook, scope in notes:
-        if not any(hook.calls_the_same(other) and scope == told for other, told in once):
-            once.append((hook, scope))
-    tell_all(once)
+            tell_all(note for noted in ended for note in noted.take())
 
 
 def noted_in(connection: sa.Connection) -> Noted | None:

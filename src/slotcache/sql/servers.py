@@ -28,7 +28,7 @@ __all__ = ["Mysql", "Postgres", "Turn"]
 _CREATING = "slotcache: create_tables"
 _PATIENCE = "innodb_lock_wait_timeout", "lock_wait_timeout"
 """For rows, and for tables that somebody alters."""
-_LESS_PATIENCE_NO_MORE = "SET " + ", ".join(
+_PATIENCE_AS_BEFORE = "SET " + ", ".join(
     f"SESSION {name} = @slotcache_{name}" for name in _PATIENCE
 )
 _LONGEST_WAIT = 365 * 24 * 60 * 60  # of MariaDB's settings, in seconds
@@ -280,7 +280,7 @@ class Mysql(_Server):
         def put_back() -> None:
             # By hand: where each statement is a transaction, SQLAlchemy may leave that out.
             connection.exec_driver_sql("ROLLBACK")
-            connection.exec_driver_sql(_LESS_PATIENCE_NO_MORE)
+            connection.exec_driver_sql(_PATIENCE_AS_BEFORE)
 
         with self._lent(connection, put_back=put_back):
             connection.exec_driver_sql(_less_patience(lock_wait))
@@ -293,13 +293,13 @@ class Mysql(_Server):
     def _patient_in(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
         if connection.exec_driver_sql("SELECT @@SESSION.autocommit").scalar_one():
             raise ValueError(AUTOCOMMIT)
-        connection.exec_driver_sql(_less_patience(lock_wait))
         try:
+            connection.exec_driver_sql(_less_patience(lock_wait))
             yield
         finally:
             if not connection.invalidated:
                 try:
-                    connection.exec_driver_sql(_LESS_PATIENCE_NO_MORE)
+                    connection.exec_driver_sql(_PATIENCE_AS_BEFORE)
                 except DBAPIError:
                     connection.invalidate()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Sqlite(Database):
         self._owned = False
         self._keeper: sqlite3.Connection | None = None
         self._abandoned: list[object] = []
+        self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
         self._turns = Turns(before_fork=self._close_idle)
         forget_after_fork(self)
 
@@ -150,16 +152,33 @@ class Sqlite(Database):
         _check_begins(driver)
         if driver.isolation_level is None and not driver.in_transaction:
             raise ValueError(AUTOCOMMIT)
+        self._check_began(connection, driver)
         (before,) = driver.execute("PRAGMA busy_timeout").fetchone()
-        _set_patience(driver, _milliseconds(lock_wait))
         try:
+            _set_patience(driver, _milliseconds(lock_wait))
             # The driver would begin it at the first statement that writes, after the savepoint.
             if not driver.in_transaction:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._begun.add(connection.get_transaction())
             yield
         finally:
             if not connection.invalidated:
                 _set_patience(driver, before)
+
+    def _check_began(self, connection: sa.Connection, driver: Any) -> None:
+        """Refuse a savepoint before which, for all one knows, nothing was begun.
+
+        In its default mode the driver sends BEGIN before the first statement that writes, and not
+        before a savepoint. SQLite then takes that for the transaction, and its release commits.
+        """
+        ours = self._owned and connection.engine.pool is self._engine.pool
+        known = driver.isolation_level is None or connection.get_transaction() in self._begun
+        if not (ours or known) and connection.in_nested_transaction() and driver.in_transaction:
+            raise ValueError(
+                "this savepoint may be the first thing in its transaction, and would commit at its "
+                "end: call something of within(...) before it, or begin transactions as the engine "
+                "of SqlSlots.sqlite(path) does"
+            )
 
     @contextmanager
     def creating(self, lock_wait: float) -> Iterator[sa.Connection]:

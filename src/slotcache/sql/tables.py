@@ -53,6 +53,7 @@ class SlotColumns:
 
     Attributes:
         table: The table.
+        source: The class that is mapped to it, or again the table.
         slot_id: Its key.
         capacity: How many places a slot has in all.
         remaining: How many of them are not sold.
@@ -61,6 +62,7 @@ class SlotColumns:
     """
 
     table: sa.Table
+    source: sa.Table | type[Any]
     slot_id: sa.Column[Any]
     capacity: sa.Column[Any]
     remaining: sa.Column[Any]
@@ -142,7 +144,7 @@ def hold_table(
         name,
         metadata,
         sa.Column("id", uuid_column(), primary_key=True),
-        *theirs,
+        *(each for each in theirs if isinstance(each, sa.Column)),
         sa.Column("quantity", sa.Integer, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("created_at", Instant, nullable=False),
@@ -152,6 +154,7 @@ def hold_table(
         sa.Column("reference", ExactText(255)),
         sa.CheckConstraint("quantity >= 1", name=conv(f"{name}_quantity")),
         sa.CheckConstraint(f"state IN ({states})", name=conv(f"{name}_state")),
+        *(each for each in theirs if not isinstance(each, sa.Column)),  # may name our columns
         **{**_TRANSACTIONAL, **options},
     )
     # The live holds of one slot without a look at its past ones, or at the rows at all.
@@ -211,7 +214,7 @@ def map_slots(
     found = {name: _column(table, named, given.get(name, name)) for name in _REQUIRED}
     scoped = "scope" in given or "scope" in named
     scope = _column(table, named, given.get("scope", "scope")) if scoped else None
-    mapped = SlotColumns(table, **found, scope=scope, where=where)
+    mapped = SlotColumns(table, source, **found, scope=scope, where=where)
     _ = mapped.id_type, mapped.scope_type  # refused now rather than at the first call
     return mapped
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session
 
 from slotcache.sql.noted import Noted, note_at, noted_in
+from slotcache.sql.tables import SlotColumns
 
 __all__ = ["Transactional", "check_tells", "connection_of", "notes_of", "plain"]
 
@@ -35,11 +36,11 @@ def plain(transaction: object) -> Transactional:
     raise TypeError(f"a Session or a Connection was expected, not {found!r:.80}{hint}")
 
 
-def connection_of(transaction: Transactional, table: sa.Table | None) -> sa.Connection:
-    """Return the connection on which it reaches this table; a transaction is begun by that."""
+def connection_of(transaction: Transactional, slots: SlotColumns | None) -> sa.Connection:
+    """Return the connection on which it reaches the slots; a transaction is begun by that."""
     if isinstance(transaction, sa.Connection):
         return transaction
-    return transaction.connection(bind_arguments=_arguments(table))
+    return transaction.connection(bind_arguments=_arguments(slots))
 
 
 def notes_of(transaction: Transactional, connection: sa.Connection) -> Noted:
@@ -51,7 +52,7 @@ def notes_of(transaction: Transactional, connection: sa.Connection) -> Noted:
     return noted
 
 
-def check_tells(transaction: Transactional, table: sa.Table | None) -> None:
+def check_tells(transaction: Transactional, slots: SlotColumns | None) -> None:
     """Refuse what does not tell when it has been committed, saying what to do instead.
 
     Raises:
@@ -63,7 +64,7 @@ def check_tells(transaction: Transactional, table: sa.Table | None) -> None:
         if transaction.twophase:
             raise ValueError(f"this session {_TWO_PHASES}use one without twophase=True")
         try:
-            bind = transaction.get_bind(**_arguments(table))
+            bind = transaction.get_bind(**_arguments(slots))
         except sa.exc.UnboundExecutionError as error:
             raise ValueError(
                 "this session has no engine but for other tables: make it with bind=engine, too"
@@ -79,6 +80,6 @@ def check_tells(transaction: Transactional, table: sa.Table | None) -> None:
         )
 
 
-def _arguments(table: sa.Table | None) -> dict[str, Any]:
+def _arguments(slots: SlotColumns | None) -> dict[str, Any]:
     # A statement that writes: some sessions send all others to a copy that lags.
-    return {} if table is None else {"clause": sa.update(table)}
+    return {} if slots is None else {"clause": sa.update(slots.source)}
