@@ -25,8 +25,8 @@ LOCKS = {
     "bench": ["--group", "bench"],
     "lock": ["--group", "lock"],
 }
-# Two at a time, of which neither is left with all the long ones.
-PARALLEL = ["-n", "2", "--dist", "worksteal"]
+# Three at a time, for two cores: many wait for a server. None is left with all the long ones.
+PARALLEL = ["-n", "3", "--dist", "worksteal"]
 # How much more `soak` does than `test`: kills with each claim on each database, rounds of each
 # race, and sequences of operations.
 SOAK = {
