@@ -24,7 +24,7 @@ from slotcache.protocols import InvalidationHook
 from slotcache.sql.noted import Noted, noted_in
 from slotcache.sql.slots import SqlSlots
 from slotcache.sql.tables import SlotColumns
-from slotcache.sql.transactions import check_tells, connection_of, notes_of, plain
+from slotcache.sql.transactions import check_tells, connection_of, notes_of, transaction_of
 
 __all__ = ["clear_after", "clear_on_commit", "clear_on_write"]
 
@@ -86,7 +86,7 @@ def clear_on_commit(
         ValueError: Nobody could tell when that transaction has been committed.
     """
     check_hook("hook", hook, otherwise=_NO_HOOK)
-    found = plain(transaction)
+    found = transaction_of(transaction)
     check_tells(found, None)
     notes_of(found, connection_of(found, None)).add(Hook(hook), scope)
 

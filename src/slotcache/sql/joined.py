@@ -16,7 +16,13 @@ from slotcache.lifecycle import Hold
 from slotcache.sql.database import Database, TryAgain
 from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.tables import SlotColumns
-from slotcache.sql.transactions import Transactional, check_tells, connection_of, notes_of, plain
+from slotcache.sql.transactions import (
+    Transactional,
+    check_tells,
+    connection_of,
+    notes_of,
+    transaction_of,
+)
 
 __all__ = ["JoinedSlots"]
 
@@ -56,7 +62,7 @@ class JoinedSlots:
 
     @property
     def _transaction(self) -> Transactional:
-        return plain(self._given)  # of a `scoped_session`: the one that is there now
+        return transaction_of(self._given)  # of a `scoped_session`: the one that is there now
 
     @property
     def id_type(self) -> type[SlotId]:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, scoped_session
 from slotcache.sql.noted import Noted, note_at, noted_in
 from slotcache.sql.tables import SlotColumns
 
-__all__ = ["Transactional", "check_tells", "connection_of", "notes_of", "plain"]
+__all__ = ["Transactional", "check_tells", "connection_of", "notes_of", "transaction_of"]
 
 Transactional: TypeAlias = Session | sa.Connection
 """What the user commits."""
@@ -19,7 +19,7 @@ _WAY_OUT = "write `with clear_after(connection):` around it, whose end commits a
 _TWO_PHASES = "commits in two phases, and it may be somebody else who sends the COMMIT: "
 
 
-def plain(transaction: object) -> Transactional:
+def transaction_of(transaction: object) -> Transactional:
     """Return the session or connection that this is.
 
     Raises:
