@@ -64,10 +64,7 @@ class Server:
         self._pid = int(self._guard.stdout.readline())
         self._asked = 0
         # One connection for all that is said here: it lasts while the server is cut off.
-        self._control = redis.Redis(
-            port=self.port, socket_timeout=_PATIENCE, single_connection_client=True
-        )
-        self._wait_until_it_answers()
+        self._control = self._connected()
 
     def kill(self) -> None:
         """End it at once: its port refuses from now on, and what it kept is lost."""
@@ -121,15 +118,19 @@ class Server:
     def __exit__(self, *_exception: object) -> None:
         self.kill()
 
-    def _wait_until_it_answers(self) -> None:
+    def _connected(self) -> redis.Redis:
+        """Wait until it answers: some releases of the client connect as they are made."""
         end = time.monotonic() + _PATIENCE
         while True:
             try:
-                self._control.ping()
+                client = redis.Redis(
+                    port=self.port, socket_timeout=_PATIENCE, single_connection_client=True
+                )
+                client.ping()
             except redis.ConnectionError:
                 if time.monotonic() > end:
                     self.kill()
                     raise
                 time.sleep(0.005)
             else:
-                return
+                return client
