@@ -107,6 +107,9 @@ class CapacityTooLow(SlotcacheError):
 class HoldNotFound(SlotcacheError):
     """There is no hold with this id (it was never made, or it was purged).
 
+    Or it was made since a transaction of yours began that shows what was then: on PostgreSQL, above
+    READ COMMITTED.
+
     Attributes:
         hold_id: The id that was asked for.
         owner: Whose hold it had to be; None: anybody's.

@@ -67,9 +67,6 @@ class Database(ABC):
     """Whether a plain read in somebody's transaction may show what was before a lock was waited
     for, and the lock does not tell."""
 
-    ends_whole_transactions: ClassVar[bool] = False
-    """Whether it rolls all of a transaction back that was overtaken, and goes on without one."""
-
     writes_alone = False
     """Whether nobody else writes to anything from the beginning of a transaction to its end."""
 
@@ -131,14 +128,12 @@ class Database(ABC):
     def _undo(
         self, connection: sa.Connection, savepoint: sa.NestedTransaction, error: BaseException
     ) -> None:
-        expected = isinstance(error, _EXPECTED)
-        ended = isinstance(error, DBAPIError) and self._was_overtaken(error)
-        if not expected or (ended and self.ends_whole_transactions):
+        if not isinstance(error, _EXPECTED):
             connection.invalidate()
         try:
             savepoint.rollback()  # of a connection that is invalidated, it sends nothing
         except DBAPIError:
-            connection.invalidate()
+            connection.invalidate()  # MariaDB has ended the whole transaction, for one
 
     @abstractmethod
     def _patient_in(

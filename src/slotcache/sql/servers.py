@@ -233,7 +233,6 @@ class Mysql(_Server):
 
     dialects = MYSQL
     reads_snapshots = True
-    ends_whole_transactions = True
 
     _OVERTAKEN: ClassVar = {1020, 1213}  # ER_CHECKREAD, ER_LOCK_DEADLOCK
 
