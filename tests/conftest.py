@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 
 from slotcache import HoldPolicy
@@ -238,3 +239,20 @@ def desk(
     """A desk on each database with each claim."""
     with desks.desk(*request.param, place_of=place_of, policy=hold_policy) as desk:
         yield desk
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database without tables, of the kind that the test is for."""
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'shop.db'}"
+    found: str = request.getfixturevalue(f"{kind}_url")
+    return found
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[sa.Engine]:
+    """An engine on that."""
+    engine = sa.create_engine(url)
+    yield engine
+    engine.dispose()

@@ -44,22 +44,6 @@ on_servers = pytest.mark.parametrize("kind", ON_SERVERS)
 
 
 @pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database without tables."""
-    if kind == "sqlite":
-        return f"sqlite:///{tmp_path / 'shop.db'}"
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
-
-
-@pytest.fixture
-def engine(url: str) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
 def schema(kind: str, engine: sa.Engine) -> Iterator[str]:
     """An empty schema, which in MariaDB is a database, beside the default one."""
     name = f"{engine.url.database}_shop"

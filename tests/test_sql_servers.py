@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 from uuid import UUID
@@ -23,20 +23,6 @@ from .support.threads import together
 PlaceOf = Callable[[str], Place]
 
 on_each = pytest.mark.parametrize("kind", ON_SERVERS)
-
-
-@pytest.fixture
-def url(kind: str, request: pytest.FixtureRequest) -> str:
-    """An empty database without tables."""
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
-
-
-@pytest.fixture
-def engine(url: str) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(url)
-    yield engine
-    engine.dispose()
 
 
 @on_each

@@ -55,7 +55,16 @@ from .support.joined import (
 from .support.orders import Shelf, orders, service_on, with_orders
 from .support.processes import Worker
 from .support.races import Crowd, cleared, gathered
-from .support.sql import ON_SERVERS, Place, check_books, engine_for, free, opened, query
+from .support.sql import (
+    ON_SERVERS,
+    Place,
+    begin_deferred,
+    check_books,
+    engine_for,
+    free,
+    opened,
+    query,
+)
 from .support.threads import PATIENCE, Gate, spawn
 
 PlaceOf = Callable[[str], Place]
@@ -678,6 +687,25 @@ class Base(DeclarativeBase):
 
 class Order(Base):
     __table__ = orders
+
+
+@on_sqlite
+def test_the_slot_is_locked_first_also_by_a_session_that_may_have_locked_nothing(
+    customer: Customer,
+) -> None:
+    """Those of the table's own engine lock the whole file as they begin; of others, who knows?"""
+    sent: list[str] = []
+    other = sa.create_engine(customer.engine.url)
+    begin_deferred(other)
+    sa.event.listen(other, "before_cursor_execute", lambda *given: sent.append(given[2]))
+
+    with Session(other) as session:
+        customer.holds.within(session).create(1)
+        session.rollback()
+    other.dispose()
+
+    of_the_table = [statement for statement in sent if "slots" in statement]
+    assert of_the_table[0].startswith("UPDATE slots SET remaining=slots.remaining")
 
 
 class TestRefused:

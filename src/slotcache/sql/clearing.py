@@ -24,7 +24,13 @@ from slotcache.protocols import InvalidationHook
 from slotcache.sql.noted import Noted, noted_in
 from slotcache.sql.slots import SqlSlots
 from slotcache.sql.tables import SlotColumns
-from slotcache.sql.transactions import check_tells, connection_of, notes_of, transaction_of
+from slotcache.sql.transactions import (
+    check_one_phase,
+    check_tells,
+    connection_of,
+    notes_of,
+    transaction_of,
+)
 
 __all__ = ["clear_after", "clear_on_commit", "clear_on_write"]
 
@@ -202,5 +208,4 @@ def _check_is_free(connection: object) -> None:
         raise ValueError("this connection is inside of clear_after already, or is a session's")
     if connection.in_nested_transaction():
         raise ValueError("clear_after would commit around this savepoint: write it outside of it")
-    if isinstance(connection.get_transaction(), sa.TwoPhaseTransaction):
-        raise ValueError("this connection commits in two phases: begin with connection.begin()")
+    check_one_phase(connection)

@@ -81,10 +81,9 @@ class JoinedSlots:
     ) -> T:
         with self._joined(lock_wait) as connection:
             change = work(self._ledger_on(connection))
-            # In here, where they are forgotten again if anything cuts in.
-            notes = notes_of(self._transaction, connection)
             for scope in change.scopes or ():
-                notes.add(self._hook, scope)
+                # In here, where it is forgotten again if anything cuts in.
+                notes_of(self._transaction, connection).add(self._hook, scope)
             return change.value
 
     def _create(

@@ -10,7 +10,14 @@ from sqlalchemy.orm import Session, scoped_session
 from slotcache.sql.noted import Noted, note_at, noted_in
 from slotcache.sql.tables import SlotColumns
 
-__all__ = ["Transactional", "check_tells", "connection_of", "notes_of", "transaction_of"]
+__all__ = [
+    "Transactional",
+    "check_one_phase",
+    "check_tells",
+    "connection_of",
+    "notes_of",
+    "transaction_of",
+]
 
 Transactional: TypeAlias = Session | sa.Connection
 """What the user commits."""
@@ -71,13 +78,18 @@ def check_tells(transaction: Transactional, slots: SlotColumns | None) -> None:
             ) from error
     if not isinstance(bind, sa.Connection):
         return
-    if isinstance(bind.get_transaction(), sa.TwoPhaseTransaction):
-        raise ValueError(f"this connection {_TWO_PHASES}begin with connection.begin()")
+    check_one_phase(bind)
     if noted_in(bind) is None:
         what = "a bare connection" if bind is transaction else "a session bound to a connection"
         raise ValueError(
             f"{what} does not tell when its transaction has been committed: {_WAY_OUT}"
         )
+
+
+def check_one_phase(connection: sa.Connection) -> None:
+    """Refuse a connection that commits in two phases."""
+    if isinstance(connection.get_transaction(), sa.TwoPhaseTransaction):
+        raise ValueError(f"this connection {_TWO_PHASES}begin with connection.begin()")
 
 
 def _arguments(slots: SlotColumns | None) -> dict[str, Any]:
