@@ -633,7 +633,7 @@ def effort(kind: str) -> settings:
 def test_any_sequence_of_operations_does_what_the_model_does(
     kind: str, claim: str, place_of: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slotcache.holds._PURGED_AT_ONCE", 2)
+    monkeypatch.setattr("slotcache.operations._PURGED_AT_ONCE", 2)
     with engine_on(kind, place_of(kind)) as engine:
         with SqlSlots(engine) as slots:
             slots.create_tables()

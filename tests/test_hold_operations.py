@@ -644,7 +644,7 @@ class TestPurge:
     def test_it_takes_as_many_batches_as_it_needs(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("slotcache.holds._PURGED_AT_ONCE", 2)
+        monkeypatch.setattr("slotcache.operations._PURGED_AT_ONCE", 2)
         for _ in range(5):
             desk.cancelled(1)
         kept = desk.holds.create(1)

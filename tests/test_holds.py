@@ -32,6 +32,7 @@ from slotcache import (
 )
 from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
+from slotcache.worlds import run
 
 from .support.desk import Desk
 from .support.sql import EACH, free, opened, query, write_lock
@@ -303,7 +304,7 @@ class TestExpireDue:
         desk.holds.expire_due()
         told = len(desk.told)
 
-        slow = desk.holds._change(lambda ledger: ledger.expire(due))
+        slow = run(desk.holds._operations._change(lambda ledger: ledger.expire(due)))
 
         assert slow == 0
         assert len(desk.told) == told

@@ -384,7 +384,7 @@ class TestPurge:
     def test_it_is_forgotten_with_the_last_of_them(
         self, desk: Desk, at_once: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("slotcache.holds._PURGED_AT_ONCE", at_once)
+        monkeypatch.setattr("slotcache.operations._PURGED_AT_ONCE", at_once)
         desk.slots.add([(3, 1)])
         made = desk.holds.create_many({3: 1, 1: 1, 2: 1}, idempotency_key="k")
         other = desk.holds.create(1, idempotency_key="other")

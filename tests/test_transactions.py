@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 
 from slotcache import (
@@ -35,9 +36,9 @@ from slotcache import (
     SlotFull,
     SlotNotFound,
 )
-from slotcache.hook import tell_all
 from slotcache.sql import SqlSlots, clear_after, noted
 from slotcache.sql.ledger import SqlLedger
+from slotcache.sql.waits import THREADS
 
 from .support.desk import Desks
 from .support.joined import (
@@ -741,7 +742,7 @@ class TestRefused:
             (lambda engine: None, "a Session or a Connection was expected"),
             (lambda engine: Session, "a Session or a Connection was expected"),
             (lambda engine: sessionmaker(engine), "a Session or a Connection was expected"),
-            (lambda engine: Asynchronous(), "asyncio is not supported yet"),
+            (lambda engine: AsyncSession(), "that is for asyncio, as AsyncHoldManager"),
         ],
         ids=["engine", "None", "class", "sessionmaker", "async"],
     )
@@ -843,10 +844,6 @@ class TestRefused:
             pytest.raises(ValueError, match="inside a transaction already"),
         ):
             customer.holds.within(session).within(session)
-
-
-class Asynchronous:
-    sync_session = None
 
 
 class TestClearAfter:
@@ -1586,19 +1583,19 @@ class TellsAfterCommit:
 
     def _tell(self, session: Session) -> None:
         for each in self._noted:
-            tell_all(note for level in each._levels for note in level)
+            each.waits.tell([note for level in each._levels for note in level])
 
 
 def tell_at_once(notes: noted.Noted, _connection: sa.Connection) -> None:
     """Tell as the COMMIT is about to be sent."""
-    tell_all(note for level in notes._levels for note in level)
+    notes.waits.tell([note for level in notes._levels for note in level])
 
 
 def notes_of_the_session(session: Session, connection: sa.Connection) -> Any:
     """Begin notes of the session's own, whoever commits the connection."""
     end = TellsAfterCommit(session)
     notes = noted.Noted.__new__(noted.Noted)
-    notes._levels, notes._to_tell = [[]], []
+    notes._levels, notes._to_tell, notes.waits = [[]], [], THREADS
     end.add(notes)
     return notes
 

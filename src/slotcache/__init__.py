@@ -1,6 +1,7 @@
 """Sell places in slots: a free list that is never stale by a race, and holds that never oversell.
 
-Start at `SlotAvailabilityService` and `HoldManager`; tables are in `slotcache.sql`.
+Start at `SlotAvailabilityService` and `HoldManager`, or their `Async` twins; tables are in
+`slotcache.sql`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from slotcache.errors import (
     SlotFull,
     SlotNotFound,
 )
-from slotcache.holds import HoldManager
+from slotcache.holds import AsyncHoldManager, HoldManager
 from slotcache.lifecycle import TRANSITIONS, Hold, HoldState
 from slotcache.policy import AvailabilityPolicy, HoldPolicy
-from slotcache.service import SlotAvailabilityService
+from slotcache.service import AsyncSlotAvailabilityService, SlotAvailabilityService
 
 __all__ = [
     "TRANSITIONS",
+    "AsyncHoldManager",
+    "AsyncSlotAvailabilityService",
     "Availability",
     "AvailabilityPolicy",
     "BackendError",

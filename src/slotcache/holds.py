@@ -1,46 +1,31 @@
 """Holds: places promised for a while, then confirmed, given up or expired.
 
-A manager checks what it is asked, hands the table one unit of work for one transaction, and
-runs the hook when that transaction is over. What a unit of work does to the rows is the
-table's (`ledger.py` is the port): this module knows no SQL.
+The two managers are thin shells: what they do is in `operations.py`, once.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from slotcache.arguments import (
-    check_capacity,
-    check_count,
-    check_flag,
-    check_hold_id,
-    check_limit,
-    check_slot_id,
-    check_state,
-    checked_ids,
-    checked_places,
-    checked_text,
-    lasting,
-)
-from slotcache.hook import Hook, check_hook, tell_all
-from slotcache.ledger import Change, HoldRequest, HoldTable, Ledger
+from slotcache.hook import Hook, call_here, call_on_asyncio, check_hook
+from slotcache.ledger import AsyncHoldTable, HoldTable, InlineTable
 from slotcache.lifecycle import Hold, HoldState
-from slotcache.policy import LONGEST, HoldPolicy, seconds
-from slotcache.protocols import InvalidationHook, Scope, SlotId
+from slotcache.operations import Operations
+from slotcache.policy import HoldPolicy
+from slotcache.protocols import AsyncInvalidationHook, InvalidationHook, SlotId
+from slotcache.worlds import is_async, run
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
-__all__ = ["HoldManager"]
+__all__ = ["AsyncHoldManager", "HoldManager"]
 
-T = TypeVar("T")
-
-_PURGED_AT_ONCE = 1_000
+_OTHERWISE = "write None if nothing caches the list"
 
 
 class HoldManager:
@@ -81,19 +66,15 @@ class HoldManager:
         on_change: InvalidationHook | None,
         policy: HoldPolicy = HoldPolicy(),
     ) -> None:
-        if not hasattr(slots, "_transact"):
-            raise TypeError(f"slots must be a table such as SqlSlots(engine), not {slots!r:.80}")
+        _check_table(slots, "SqlSlots(engine)", awaited=False)
         if on_change is not None:
-            otherwise = "write None if nothing caches the list"
-            check_hook("on_change", on_change, otherwise=otherwise)
-        self._slots = slots
-        self._hook = Hook(on_change)
-        self._policy = policy
+            check_hook("on_change", on_change, otherwise=_OTHERWISE)
+        self._operations = Operations(InlineTable(slots), Hook(on_change), policy, call_here)
 
     @property
     def hook_failures(self) -> int:
         """How often the hook has raised: each time a list may have been shown for a `ttl` (P8)."""
-        return self._hook.failures
+        return self._operations.hook.failures
 
     def within(self, transaction: Session | scoped_session[Session] | Connection) -> HoldManager:
         """Return the same manager inside a transaction of yours.
@@ -121,7 +102,7 @@ class HoldManager:
                 its statements is a transaction of its own (AUTOCOMMIT).
         """
         joined = copy.copy(self)
-        joined._slots = self._slots._within(transaction, self._hook)
+        joined._operations = self._operations.within(transaction)
         return joined
 
     def create(
@@ -165,12 +146,16 @@ class HoldManager:
             BackendError: The database failed. If it is not known whether the hold was made, the
                 same call with the same idempotency key tells.
         """
-        check_slot_id(slot_id, self._slots.id_type)
-        places: Mapping[Any, int] = {slot_id: quantity}
-        (hold,) = self.create_many(
-            places, ttl=ttl, idempotency_key=idempotency_key, owner=owner, replaces=replaces
+        return run(
+            self._operations.create(
+                slot_id,
+                quantity,
+                ttl=ttl,
+                idempotency_key=idempotency_key,
+                owner=owner,
+                replaces=replaces,
+            )
         )
-        return hold
 
     def create_many(
         self,
@@ -206,15 +191,10 @@ class HoldManager:
             Busy: A slot stayed locked for `lock_wait` seconds.
             BackendError: As for `create`.
         """
-        request = HoldRequest(
-            checked_places(places, self._slots.id_type),
-            lasting(ttl, self._policy),
-            checked_text("owner", owner),
-            checked_text("idempotency_key", idempotency_key),
-            checked_ids("replaces", replaces),
-        )
-        return self._telling(
-            lambda changed: self._slots._create(request, changed, lock_wait=self._policy.lock_wait)
+        return run(
+            self._operations.create_many(
+                places, ttl=ttl, idempotency_key=idempotency_key, owner=owner, replaces=replaces
+            )
         )
 
     def confirm(
@@ -249,14 +229,7 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        check_hold_id("hold_id", hold_id)
-        checked_text("reference", reference)
-        if late not in ("refuse", "reacquire"):
-            raise ValueError(f"late must be 'refuse' or 'reacquire', not {late!r}")
-        revives = late == "reacquire"
-        return self._change(
-            lambda ledger: ledger.confirm(hold_id, reference=reference, revives=revives)
-        )
+        return run(self._operations.confirm(hold_id, reference=reference, late=late))
 
     def cancel(self, hold_id: UUID, *, quantity: int | None = None, restock: bool = True) -> Hold:
         """Give a hold's places back to everybody, also those of a confirmed one.
@@ -281,13 +254,7 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        check_hold_id("hold_id", hold_id)
-        if quantity is not None:
-            check_count("quantity", quantity)
-        check_flag("restock", restock)
-        return self._change(
-            lambda ledger: ledger.cancel(hold_id, quantity=quantity, restock=restock)
-        )
+        return run(self._operations.cancel(hold_id, quantity=quantity, restock=restock))
 
     def extend(self, hold_id: UUID, ttl: float) -> Hold:
         """Let a live hold last longer: never shorter, and no dead one lives again.
@@ -307,10 +274,7 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        check_hold_id("hold_id", hold_id)
-        longest = self._policy.max_lifetime
-        lasting = min(seconds("ttl", ttl, above_zero=True), longest)
-        return self._change(lambda ledger: ledger.extend(hold_id, lasting, max_lifetime=longest))
+        return run(self._operations.extend(hold_id, ttl))
 
     def get(self, hold_id: UUID) -> Hold:
         """Return a hold as it is now: EXPIRED from the instant at which it is due.
@@ -320,8 +284,7 @@ class HoldManager:
             Busy: Somebody altered the tables for longer than `lock_wait` seconds.
             BackendError: The database failed.
         """
-        check_hold_id("hold_id", hold_id)
-        return self._read(lambda ledger: ledger.get(hold_id))
+        return run(self._operations.get(hold_id))
 
     def find(
         self,
@@ -346,14 +309,7 @@ class HoldManager:
             Busy: Somebody altered the tables for longer than `lock_wait` seconds.
             BackendError: The database failed.
         """
-        if slot_id is not None:
-            check_slot_id(slot_id, self._slots.id_type)
-        checked_text("owner", owner)
-        check_state(state)
-        check_limit(limit)
-        return self._read(
-            lambda ledger: ledger.find(slot_id=slot_id, owner=owner, state=state, limit=limit)
-        )
+        return run(self._operations.find(slot_id=slot_id, owner=owner, state=state, limit=limit))
 
     def set_capacity(self, slot_id: SlotId, capacity: int) -> None:
         """Make a slot larger or smaller, with as many places more or fewer to sell.
@@ -370,9 +326,7 @@ class HoldManager:
             Busy: The slot stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        check_slot_id(slot_id, self._slots.id_type)
-        check_capacity(capacity)
-        self._change(lambda ledger: ledger.set_capacity(slot_id, capacity))
+        run(self._operations.set_capacity(slot_id, capacity))
 
     def expire_due(self, limit: int = 500) -> int:
         """Write EXPIRED on holds that are due, those due the longest first.
@@ -391,9 +345,7 @@ class HoldManager:
             Busy: Their slots stayed locked for `lock_wait` seconds.
             BackendError: The database failed.
         """
-        check_limit(limit)
-        due = self._read(lambda ledger: ledger.due(limit))
-        return self._change(lambda ledger: ledger.expire(due)) if due else 0
+        return run(self._operations.expire_due(limit))
 
     def purge(self, older_than: float) -> int:
         """Forget holds that were cancelled or have expired, and their idempotency keys.
@@ -412,33 +364,159 @@ class HoldManager:
             Busy: They stayed locked for `lock_wait` seconds; earlier batches are done.
             BackendError: The database failed; earlier batches are done.
         """
-        age = min(seconds("older_than", older_than, above_zero=False), LONGEST)
-        forgotten = 0
-        before: Sequence[UUID] = []
-        while ended := self._read(lambda ledger: ledger.ended(age, _PURGED_AT_ONCE)):
-            if ended == before:
-                break  # a trigger of somebody's keeps them
-            forgotten += self._change(partial(_purge, ended=ended))
-            before = ended
-        return forgotten
+        return run(self._operations.purge(older_than))
 
-    def _read(self, work: Callable[[Ledger], T]) -> T:
-        return self._slots._read(work, lock_wait=self._policy.lock_wait)
 
-    def _change(self, work: Callable[[Ledger], Change[T]]) -> T:
-        return self._telling(
-            lambda changed: self._slots._transact(work, changed, lock_wait=self._policy.lock_wait)
+class AsyncHoldManager:
+    """`HoldManager` on asyncio: the same operations on the same rows, awaited.
+
+    Make one for each table when the application starts, and use it from all tasks. A call that is
+    cancelled has changed nothing, or it was too late: then its change is whole, and the hook has
+    been told. A COMMIT that has been sent is waited for, a second at most. If the cancellation left
+    open which it was, the same call with the same idempotency key tells.
+
+    Args:
+        slots: The table, for example `slotcache.sql.AsyncSqlSlots`.
+        on_change: As for `HoldManager`. A coroutine function is awaited in line; any other one is
+            called in a thread, since it may block.
+        policy: As for `HoldManager`.
+
+    Raises:
+        TypeError: `on_change` cannot be called, or the table blocks.
+
+    Examples:
+        >>> import asyncio
+        >>> from slotcache import AsyncHoldManager
+        >>> from slotcache.sql import AsyncSqlSlots
+        >>> async def main():
+        ...     async with AsyncSqlSlots.sqlite(":memory:") as slots:
+        ...         await slots.create_tables()
+        ...         await slots.add([(1, 30)])
+        ...         holds = AsyncHoldManager(slots, on_change=None)
+        ...         hold = await holds.create(1, quantity=2)
+        ...         return (await holds.confirm(hold.id)).state
+        >>> asyncio.run(main())
+        <HoldState.CONFIRMED: 'confirmed'>
+    """
+
+    def __init__(
+        self,
+        slots: AsyncHoldTable,
+        *,
+        on_change: InvalidationHook | AsyncInvalidationHook | None,
+        policy: HoldPolicy = HoldPolicy(),
+    ) -> None:
+        _check_table(slots, "AsyncSqlSlots(engine)", awaited=True)
+        if on_change is not None:
+            check_hook("on_change", on_change, otherwise=_OTHERWISE, awaits=True)
+        self._operations = Operations(slots, Hook(on_change), policy, call_on_asyncio)
+
+    @property
+    def hook_failures(self) -> int:
+        """As `HoldManager.hook_failures`."""
+        return self._operations.hook.failures
+
+    def within(
+        self,
+        transaction: AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection,
+    ) -> AsyncHoldManager:
+        """As `HoldManager.within`, in an `AsyncSession`, or an `AsyncConnection`.
+
+        The hook is awaited by whoever awaits the commit. A connection has to be inside of
+        `async_clear_after(connection)`.
+        """
+        joined = copy.copy(self)
+        joined._operations = self._operations.within(transaction)
+        return joined
+
+    async def create(
+        self,
+        slot_id: SlotId,
+        quantity: int = 1,
+        *,
+        ttl: float | None = None,
+        idempotency_key: str | None = None,
+        owner: str | None = None,
+        replaces: UUID | None = None,
+    ) -> Hold:
+        """As `HoldManager.create`."""
+        return await self._operations.create(
+            slot_id,
+            quantity,
+            ttl=ttl,
+            idempotency_key=idempotency_key,
+            owner=owner,
+            replaces=replaces,
         )
 
-    def _telling(self, work: Callable[[list[Scope | None]], T]) -> T:
-        """Run work that writes down the scopes that it changed, then tell the hook of them."""
-        changed: list[Scope | None] = []
-        try:
-            return work(changed)
-        finally:
-            # Also when the answer to the commit was lost, or a signal cut in after it (P8).
-            tell_all((self._hook, scope) for scope in changed)
+    async def create_many(
+        self,
+        places: Mapping[int, int] | Mapping[str, int] | Mapping[UUID, int],
+        *,
+        ttl: float | None = None,
+        idempotency_key: str | None = None,
+        owner: str | None = None,
+        replaces: UUID | Iterable[UUID] | None = None,
+    ) -> tuple[Hold, ...]:
+        """As `HoldManager.create_many`."""
+        return await self._operations.create_many(
+            places, ttl=ttl, idempotency_key=idempotency_key, owner=owner, replaces=replaces
+        )
+
+    async def confirm(
+        self,
+        hold_id: UUID,
+        *,
+        reference: str | None = None,
+        late: Literal["refuse", "reacquire"] = "refuse",
+    ) -> Hold:
+        """As `HoldManager.confirm`."""
+        return await self._operations.confirm(hold_id, reference=reference, late=late)
+
+    async def cancel(
+        self, hold_id: UUID, *, quantity: int | None = None, restock: bool = True
+    ) -> Hold:
+        """As `HoldManager.cancel`."""
+        return await self._operations.cancel(hold_id, quantity=quantity, restock=restock)
+
+    async def extend(self, hold_id: UUID, ttl: float) -> Hold:
+        """As `HoldManager.extend`."""
+        return await self._operations.extend(hold_id, ttl)
+
+    async def get(self, hold_id: UUID) -> Hold:
+        """As `HoldManager.get`."""
+        return await self._operations.get(hold_id)
+
+    async def find(
+        self,
+        *,
+        slot_id: SlotId | None = None,
+        owner: str | None = None,
+        state: HoldState | None = None,
+        limit: int = 100,
+    ) -> list[Hold]:
+        """As `HoldManager.find`."""
+        return await self._operations.find(slot_id=slot_id, owner=owner, state=state, limit=limit)
+
+    async def set_capacity(self, slot_id: SlotId, capacity: int) -> None:
+        """As `HoldManager.set_capacity`."""
+        await self._operations.set_capacity(slot_id, capacity)
+
+    async def expire_due(self, limit: int = 500) -> int:
+        """As `HoldManager.expire_due`."""
+        return await self._operations.expire_due(limit)
+
+    async def purge(self, older_than: float) -> int:
+        """As `HoldManager.purge`."""
+        return await self._operations.purge(older_than)
 
 
-def _purge(ledger: Ledger, *, ended: Sequence[UUID]) -> Change[int]:
-    return ledger.purge(ended)
+def _check_table(slots: object, example: str, *, awaited: bool) -> None:
+    """Refuse what is no table, or a table of the other world."""
+    if not hasattr(slots, "_transact"):
+        raise TypeError(f"slots must be a table such as {example}, not {slots!r:.80}")
+    if is_async(slots, "_transact") is not awaited:
+        other = "HoldManager" if awaited else "AsyncHoldManager"
+        raise TypeError(
+            f"slots: {type(slots).__name__} is for {other}: use that, or give {example}"
+        )

@@ -15,7 +15,15 @@ from slotcache.hook import Hook
 from slotcache.lifecycle import Hold, HoldState
 from slotcache.protocols import Scope, SlotId
 
-__all__ = ["Change", "DueHold", "HoldRequest", "HoldTable", "Ledger"]
+__all__ = [
+    "AsyncHoldTable",
+    "Change",
+    "DueHold",
+    "HoldRequest",
+    "HoldTable",
+    "InlineTable",
+    "Ledger",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -138,3 +146,63 @@ class HoldTable(Protocol):
         removed again if the database says that it did not commit. So when this is left, by
         whatever exit, `changed` holds what may have become visible to others (P8).
         """
+
+
+class AsyncHoldTable(Protocol):
+    """`HoldTable` on asyncio. Work is not: it runs on a `Ledger` that waits by itself."""
+
+    @property
+    def id_type(self) -> type[SlotId]:
+        """As `HoldTable.id_type`."""
+
+    def _within(self, transaction: object, hook: Hook) -> AsyncHoldTable:
+        """As `HoldTable._within`."""
+
+    async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
+        """As `HoldTable._read`."""
+
+    async def _create(
+        self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
+    ) -> tuple[Hold, ...]:
+        """As `HoldTable._create`."""
+
+    async def _transact(
+        self,
+        work: Callable[[Ledger], Change[T]],
+        changed: list[Scope | None],
+        *,
+        lock_wait: float,
+    ) -> T:
+        """As `HoldTable._transact`; a cancellation is one of the exits."""
+
+
+class InlineTable:
+    """A `HoldTable` as an async port that never suspends."""
+
+    def __init__(self, table: HoldTable) -> None:
+        self._table = table
+
+    @property
+    def id_type(self) -> type[SlotId]:
+        """The type of its slot ids."""
+        return self._table.id_type
+
+    def _within(self, transaction: object, hook: Hook) -> InlineTable:
+        return InlineTable(self._table._within(transaction, hook))
+
+    async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
+        return self._table._read(work, lock_wait=lock_wait)
+
+    async def _create(
+        self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
+    ) -> tuple[Hold, ...]:
+        return self._table._create(request, changed, lock_wait=lock_wait)
+
+    async def _transact(
+        self,
+        work: Callable[[Ledger], Change[T]],
+        changed: list[Scope | None],
+        *,
+        lock_wait: float,
+    ) -> T:
+        return self._table._transact(work, changed, lock_wait=lock_wait)

@@ -1,15 +1,20 @@
-"""The worlds in which the one read flow runs, and their clocks.
+"""The worlds in which the flows run: how each waits, and what it makes of the other one's ports.
 
-The flow is a coroutine over async ports. In the blocking world each sync port is wrapped so that
-it never suspends, and the flow runs from start to end in one `send`. On asyncio the ports are
-async. In the third world, in `slotcache.testing`, a scheduler decides everything.
+A flow is a coroutine over async ports. In the blocking world each sync port is wrapped so that it
+never suspends, and the flow runs from start to end in one `send`. On asyncio the ports are async,
+and a sync one is called in threads, unless it never waits. In the third world, in
+`slotcache.testing`, a scheduler decides everything.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 from slotcache.availability import Availability
@@ -27,18 +32,29 @@ from slotcache.protocols import (
 )
 
 __all__ = [
-    "Background",
+    "AsyncSystemClock",
     "InlineCache",
     "InlineClock",
     "InlineLocks",
     "InlineSlots",
     "SystemClock",
+    "Tasks",
+    "TimedEvent",
+    "current_task",
     "current_thread",
     "in_background",
+    "is_async",
+    "is_background",
     "run",
+    "running_loop",
 ]
 
 ReturnT = TypeVar("ReturnT")
+
+is_background: ContextVar[bool] = ContextVar("slotcache.is_background", default=False)
+"""Whether this code runs beside the callers, and not for one of them."""
+
+_PATIENCE = 1.0
 
 
 def run(flow: Coroutine[Any, Any, ReturnT]) -> ReturnT:
@@ -53,27 +69,78 @@ def run(flow: Coroutine[Any, Any, ReturnT]) -> ReturnT:
     raise AssertionError("a port of the blocking world suspended the flow")
 
 
-class Background(threading.Thread):
-    """A thread of slotcache's own, in which a flow runs beside the callers."""
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs here.
 
-    def __init__(self, flow: Coroutine[Any, Any, None]) -> None:
-        super().__init__(name="slotcache", daemon=True)
-        self._flow = flow
+    Raises:
+        RuntimeError: None does, or not one of asyncio.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "the async half of slotcache runs on asyncio, of which no event loop runs here: under "
+            "trio call the blocking half by trio.to_thread.run_sync(service.get_availability)"
+        ) from None
 
-    def run(self) -> None:
-        run(self._flow)
+
+def is_async(port: object, method: str) -> bool:
+    """Whether a port is one of asyncio, known by one of its methods."""
+    return inspect.iscoroutinefunction(getattr(port, method, None))
 
 
 def in_background(flow: Coroutine[Any, Any, None]) -> Callable[[], bool]:
     """Run a flow whose ports never suspend in a thread; return whether that is alive, for later."""
-    thread = Background(flow)
+    context = Context()
+    context.run(is_background.set, True)
+    thread = threading.Thread(target=context.run, args=(run, flow), name="slotcache", daemon=True)
     thread.start()
     return thread.is_alive
+
+
+class Tasks:
+    """The tasks in which flows run beside the callers, until they end or are ended."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def spawn(self, flow: Coroutine[Any, Any, None]) -> Callable[[], bool]:
+        """Run a flow in a task of the running loop; return whether that still runs, for later."""
+        context = Context()
+        context.run(is_background.set, True)
+        loop = running_loop()
+        task = loop.create_task(flow, name="slotcache", context=context)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return partial(_is_under_way, task, loop)
+
+    async def end(self) -> None:
+        """Wait for those of the running loop, which were told to end, and cancel who does not."""
+        loop = running_loop()
+        ours = {task for task in self._running if task.get_loop() is loop}
+        if not ours:
+            return
+        _, slow = await asyncio.wait(ours, timeout=_PATIENCE)
+        for task in slow:
+            task.cancel()
+        if slow:
+            await asyncio.wait(slow, timeout=_PATIENCE)
 
 
 def current_thread() -> Callable[[], bool]:
     """Return whether the thread that asks now still runs, to be asked later."""
     return threading.current_thread().is_alive
+
+
+def current_task() -> Callable[[], bool]:
+    """Return whether the task that asks now is still under way, to be asked later."""
+    loop = running_loop()
+    return partial(_is_under_way, asyncio.current_task(loop), loop)
+
+
+def _is_under_way(task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop) -> bool:
+    # A loop that was stopped, or closed, may leave its tasks where they are for ever.
+    return loop.is_running() and (task is None or not task.done())
 
 
 class SystemClock:
@@ -82,6 +149,67 @@ class SystemClock:
     now = staticmethod(time.monotonic)
     sleep = staticmethod(time.sleep)
     event = threading.Event
+
+
+class AsyncSystemClock:
+    """An `AsyncClock`: `time.monotonic`, and waits of tasks."""
+
+    now = staticmethod(time.monotonic)
+    sleep = staticmethod(asyncio.sleep)
+
+    def event(self) -> TimedEvent:
+        return TimedEvent()
+
+
+class TimedEvent:
+    """An `AsyncEvent` of any loops: neither made for one, nor left with one that is closed."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._is_set = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def set(self) -> None:
+        with self._mutex:
+            self._is_set = True
+            waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            _wake(future)
+
+    async def wait(self, timeout: float) -> bool:
+        if self._is_set or timeout <= 0:
+            return self._is_set
+        loop = running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        with self._mutex:
+            if self._is_set:
+                return True
+            self._waiting.append(future)
+        alarm = loop.call_later(timeout, _end, future)
+        try:
+            await future
+        finally:
+            alarm.cancel()
+            with self._mutex:
+                if future in self._waiting:
+                    self._waiting.remove(future)
+        return self._is_set
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    loop = future.get_loop()
+    if loop is asyncio._get_running_loop():
+        _end(future)
+    elif not loop.is_closed():
+        try:
+            loop.call_soon_threadsafe(_end, future)
+        except RuntimeError:  # it was closed in this very instant: nobody waits there
+            return
+
+
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class InlineCache:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import (
     InstanceState,
     ORMExecuteState,
@@ -19,20 +25,28 @@ from sqlalchemy.orm import (
 from sqlalchemy.sql.visitors import iterate
 
 from slotcache.availability import Scope
-from slotcache.hook import Hook, check_hook, tell_all
-from slotcache.protocols import InvalidationHook
+from slotcache.hook import Hook, check_hook
+from slotcache.protocols import AsyncInvalidationHook, InvalidationHook
 from slotcache.sql.noted import Noted, noted_in
-from slotcache.sql.slots import SqlSlots
+from slotcache.sql.slots import AsyncSqlSlots, SqlSlots
 from slotcache.sql.tables import SlotColumns
 from slotcache.sql.transactions import (
+    Transactional,
     check_one_phase,
     check_tells,
     connection_of,
     notes_of,
     transaction_of,
 )
+from slotcache.sql.waits import in_greenlet
 
-__all__ = ["clear_after", "clear_on_commit", "clear_on_write"]
+__all__ = [
+    "async_clear_after",
+    "async_clear_on_commit",
+    "clear_after",
+    "clear_on_commit",
+    "clear_on_write",
+]
 
 _NO_HOOK = "give SlotAvailabilityService.clear_availability_cache, or what calls it"
 
@@ -68,7 +82,34 @@ def clear_after(connection: sa.Connection) -> Iterator[sa.Connection]:
         try:
             noted.end()
         finally:
-            tell_all(noted.take())
+            noted.waits.tell(noted.take())
+
+
+@asynccontextmanager
+async def async_clear_after(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
+    """As `clear_after`, for `AsyncHoldManager` and `async_clear_on_commit`.
+
+        async with engine.connect() as connection, async_clear_after(connection):
+            hold = await holds.within(connection).create(7)
+            await connection.execute(orders.insert().values(hold_id=hold.id))
+
+    The hooks are awaited at its end.
+    """
+    if not isinstance(connection, AsyncConnection):
+        raise TypeError(
+            f"async_clear_after takes an AsyncConnection, not {connection!r:.80}: an AsyncSession "
+            "needs none"
+        )
+    inner = transaction_of(connection, on_asyncio=True)
+    assert isinstance(inner, sa.Connection)
+    clearing = clear_after(inner)
+    await in_greenlet(clearing.__enter__)
+    try:
+        yield connection
+    except BaseException as error:
+        await in_greenlet(clearing.__exit__, type(error), error, error.__traceback__)
+        raise
+    await in_greenlet(clearing.__exit__, None, None, None)
 
 
 def clear_on_commit(
@@ -92,15 +133,35 @@ def clear_on_commit(
         ValueError: Nobody could tell when that transaction has been committed.
     """
     check_hook("hook", hook, otherwise=_NO_HOOK)
-    found = transaction_of(transaction)
-    check_tells(found, None)
-    notes_of(found, connection_of(found, None)).add(Hook(hook), scope)
+    _note(transaction_of(transaction), Hook(hook), scope)
+
+
+async def async_clear_on_commit(
+    transaction: AsyncSession | async_scoped_session[Any] | AsyncConnection,
+    hook: InvalidationHook | AsyncInvalidationHook,
+    scope: Scope | None = None,
+) -> None:
+    """As `clear_on_commit`. The hook is awaited by whoever awaits the commit."""
+    check_hook("hook", hook, otherwise=_NO_HOOK, awaits=True)
+    found = transaction_of(transaction, on_asyncio=True)
+    await in_greenlet(_note, found, Hook(hook), scope)
+
+
+def _note(transaction: Transactional, hook: Hook, scope: Scope | None) -> None:
+    check_tells(transaction, None)
+    notes_of(transaction, connection_of(transaction, None)).add(hook, scope)
 
 
 def clear_on_write(
-    sessions: type[Session] | Session | sessionmaker[Any] | scoped_session[Any],
-    slots: SqlSlots,
-    hook: InvalidationHook,
+    sessions: type[Session]
+    | Session
+    | sessionmaker[Any]
+    | scoped_session[Any]
+    | type[AsyncSession]
+    | AsyncSession
+    | async_sessionmaker[Any],
+    slots: SqlSlots | AsyncSqlSlots,
+    hook: InvalidationHook | AsyncInvalidationHook,
 ) -> None:
     """Call the hook whenever sessions commit what they have written to the table of slots.
 
@@ -115,24 +176,48 @@ def clear_on_write(
 
     Args:
         sessions: What makes the sessions: a `sessionmaker`, a subclass of `Session`, a
-            `scoped_session`; or one session.
+            `scoped_session`; or one session. On asyncio an `async_sessionmaker`, a subclass of
+            `AsyncSession`, or one.
         slots: The table.
-        hook: Called with the scope; usually `SlotAvailabilityService.clear_availability_cache`.
+        hook: Called with the scope; usually `SlotAvailabilityService.clear_availability_cache`. It
+            may be a coroutine function for sessions on asyncio alone.
 
     Raises:
         TypeError: An argument is of another kind.
     """
-    if not isinstance(slots, SqlSlots):
-        raise TypeError(f"slots must be a SqlSlots, not {slots!r:.80}")
-    check_hook("hook", hook, otherwise=_NO_HOOK)
+    if not isinstance(slots, SqlSlots | AsyncSqlSlots):
+        raise TypeError(f"slots must be a SqlSlots or an AsyncSqlSlots, not {slots!r:.80}")
+    inner = _inner_sessions(sessions)
+    check_hook("hook", hook, otherwise=_NO_HOOK, awaits=inner is not sessions)
     writes = _Writes(slots._slots, Hook(hook))
     try:
-        sa.event.listen(sessions, "after_flush", writes.of_objects)
-        sa.event.listen(sessions, "do_orm_execute", writes.of_statement)
+        sa.event.listen(inner, "after_flush", writes.of_objects)
+        sa.event.listen(inner, "do_orm_execute", writes.of_statement)
     except (AttributeError, sa.exc.ArgumentError, sa.exc.InvalidRequestError) as error:
         raise TypeError(
             f"sessions must be a sessionmaker, a class of sessions, or a session, not {sessions!r}"
         ) from error
+
+
+def _inner_sessions(sessions: Any) -> Any:
+    """Return the sessions that those of asyncio wrap, in a class of their own; others as they are.
+
+    Else what is heard there would be heard of every `Session`.
+    """
+    if isinstance(sessions, AsyncSession):
+        return sessions.sync_session
+    if isinstance(sessions, async_sessionmaker):
+        wrapped = sessions.kw.get("sync_session_class") or sessions.class_.sync_session_class
+        inner = type("Session", (wrapped,), {})
+        sessions.configure(sync_session_class=inner)
+        return inner
+    if isinstance(sessions, type) and issubclass(sessions, AsyncSession):
+        if sessions is AsyncSession:
+            raise TypeError("sessions: give an async_sessionmaker, or a subclass of AsyncSession")
+        inner = type("Session", (sessions.sync_session_class,), {})
+        sessions.sync_session_class = inner
+        return inner
+    return sessions
 
 
 class _Writes:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from slotcache.errors import BackendError, Busy, SlotcacheError
 from slotcache.protocols import Clock, Scope
+from slotcache.sql.waits import waits_of
 
 __all__ = ["AUTOCOMMIT", "Database", "Disconnected", "Overtaken", "TryAgain"]
 
@@ -52,6 +53,9 @@ class Database(ABC):
     Args:
         engine: The engine.
         clock: The time for tests, as Unix seconds; None: the database's.
+
+    Attributes:
+        waits: How those wait who use it.
     """
 
     dialects: ClassVar[Collection[str]]
@@ -71,6 +75,7 @@ class Database(ABC):
     """Whether nobody else writes to anything from the beginning of a transaction to its end."""
 
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
+        self.waits = waits_of(engine.dialect)
         self._engine = engine
         self._clock = clock
 
@@ -189,7 +194,7 @@ class Database(ABC):
         """
         changed.extend(scopes)
         try:
-            connection.commit()
+            self.waits.to_its_end(connection.commit)
         except BaseException as error:
             # SQLAlchemy would hand the connection to its next user with this transaction open.
             connection.invalidate()

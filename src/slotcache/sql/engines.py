@@ -2,36 +2,121 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 import sqlite3
+import threading
+import weakref
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-__all__ = ["READS_ONLY", "check_sqlite", "engine_in_memory", "engine_on"]
+from slotcache.sql.waits import Waits, waits_of
+from slotcache.worlds import running_loop
+
+__all__ = ["READS_ONLY", "OwnEngine", "check_sqlite", "engine_in_memory", "engine_on"]
 
 READS_ONLY = "slotcache_reads_only"
 """The execution option of a transaction that needs no lock."""
 
 _OPENING = 5.0  # seconds to wait for others who write to a new file
+_PATIENCE = 1.0
 
 
-def engine_on(path: str | Path) -> sa.Engine:
+class OwnEngine:
+    """An engine of ours, whose connections can be closed also where nobody can wait for that.
+
+    On asyncio these are a fork, the collector of garbage, and the end of an event loop, whose
+    connections are not for another one.
+
+    Args:
+        engine: The engine, which nobody else closes.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._is_async = engine.dialect.is_async
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._idle: dict[int, Any] = {}
+        if self._is_async:
+            sa.event.listen(engine, "checkout", self._lend)
+            sa.event.listen(engine, "close", self._lend)
+            sa.event.listen(engine, "checkin", self._take_back)
+
+    def connect(self) -> sa.Connection:
+        """Return a connection, in this event loop if there is one."""
+        if self._is_async:
+            loop = running_loop()
+            if self._loop is None or self._loop() is not loop:
+                self.close_now()
+                self._loop = weakref.ref(loop)
+        return self._engine.connect()
+
+    def close(self) -> None:
+        """Close the connections; a later one is a new one."""
+        self._engine.dispose()
+
+    def close_now(self) -> None:
+        """Close the connections that nobody is using, where nobody can wait."""
+        if not self._is_async:
+            self._engine.dispose()
+            return
+        idle, self._idle = self._idle, {}
+        self._engine.dispose(close=False)
+        if idle:
+            # In a thread, which has no event loop: some drivers would make one.
+            thread = threading.Thread(target=_hang_up, args=(list(idle.values()),), daemon=True)
+            thread.start()
+            thread.join(_PATIENCE)
+
+    def forget(self) -> None:
+        """Leave the connections to the process that this one was forked from."""
+        self._idle = {}
+        self._engine.dispose(close=False)
+
+    def _lend(self, connection: Any, *_: object) -> None:
+        self._idle.pop(id(connection), None)
+
+    def _take_back(self, connection: Any, _record: object) -> None:
+        if connection is not None:
+            self._idle[id(connection)] = connection
+
+
+def _hang_up(connections: Iterable[Any]) -> None:
+    """Close connections without a word to the server, each in its driver's way."""
+    for connection in connections:
+        driver = connection.driver_connection
+        with suppress(Exception):  # its event loop is closed, for one
+            if hasattr(driver, "pgconn"):
+                driver.pgconn.finish()
+            elif hasattr(driver, "stop"):
+                driver.stop()
+                driver._thread.join(_PATIENCE)
+            else:
+                getattr(driver, "terminate", driver.close)()
+
+
+def engine_on(path: str | Path, *, on_asyncio: bool = False) -> sa.Engine:
     """Return an engine on a file, whose transactions are durable and lose no update.
 
     WAL: readers do not wait for the writer. BEGIN IMMEDIATE: left alone, the driver opens no
     transaction for a SELECT, and whoever reads and then writes loses updates without an error.
     """
-    engine = _engine(sa.URL.create("sqlite+pysqlite", database=str(path)))
-    sa.event.listen(engine, "connect", _turn_to_wal)
+    engine = _engine(on_asyncio, database=str(path))
+    sa.event.listen(engine, "connect", partial(_turn_to_wal, waits_of(engine.dialect)))
     return engine
 
 
-def engine_in_memory() -> tuple[sa.Engine, sqlite3.Connection]:
+def engine_in_memory(*, on_asyncio: bool = False) -> tuple[sa.Engine, sqlite3.Connection]:
     """Return an engine on a new database in memory, and a connection that keeps it alive.
 
     All connections share it, as if it were a file. A plain `:memory:` database has only one
@@ -40,7 +125,7 @@ def engine_in_memory() -> tuple[sa.Engine, sqlite3.Connection]:
     name = f"file:/slotcache-{secrets.token_hex(8)}"
     keeper = sqlite3.connect(f"{name}?vfs=memdb", uri=True, check_same_thread=False)
     query = {"vfs": "memdb", "uri": "true"}
-    return _engine(sa.URL.create("sqlite+pysqlite", database=name, query=query)), keeper
+    return _engine(on_asyncio, database=name, query=query), keeper
 
 
 def check_sqlite(engine: sa.Engine) -> None:
@@ -54,36 +139,46 @@ def check_sqlite(engine: sa.Engine) -> None:
         )
 
 
-def _engine(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url, pool_use_lifo=True)
+def _engine(on_asyncio: bool, **where: Any) -> sa.Engine:
+    if on_asyncio:
+        url = sa.URL.create("sqlite+aiosqlite", **where)
+        engine = create_async_engine(url, pool_use_lifo=True).sync_engine
+    else:
+        engine = sa.create_engine(sa.URL.create("sqlite+pysqlite", **where), pool_use_lifo=True)
     sa.event.listen(engine, "connect", _configure)
     sa.event.listen(engine, "begin", _begin)
     sa.event.listen(engine, "invalidate", _roll_back)
     return engine
 
 
-def _configure(connection: sqlite3.Connection, _record: object) -> None:
+def _configure(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    _run(connection, "PRAGMA synchronous = FULL")
+    _run(connection, "PRAGMA foreign_keys = ON")
 
 
-def _roll_back(connection: sqlite3.Connection, _record: object, _error: object) -> None:
+def _run(connection: DBAPIConnection, statement: str) -> None:
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
+
+
+def _roll_back(connection: DBAPIConnection, _record: object, _error: object) -> None:
     """End its transaction: closed in the midst of a statement, it would last, and so its lock."""
     with suppress(sqlite3.Error):
         connection.rollback()
 
 
-def _turn_to_wal(connection: sqlite3.Connection, _record: object) -> None:
+def _turn_to_wal(waits: Waits, connection: DBAPIConnection, _record: object) -> None:
     """Turn the file to WAL, unless it is; its own time-out does not apply to that (tried)."""
     deadline = monotonic() + _OPENING
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _run(connection, "PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
                 raise
-            sleep(random.uniform(0.001, 0.02))
+            waits.sleep(random.uniform(0.001, 0.02))
         else:
             return
 

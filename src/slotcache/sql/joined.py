@@ -62,7 +62,8 @@ class JoinedSlots:
 
     @property
     def _transaction(self) -> Transactional:
-        return transaction_of(self._given)  # of a `scoped_session`: the one that is there now
+        # Of a `scoped_session`: the one that is there now.
+        return transaction_of(self._given, on_asyncio=not self._database.waits.is_blocking)
 
     @property
     def id_type(self) -> type[SlotId]:

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, SessionTransaction
 
 from slotcache.availability import Scope
-from slotcache.hook import Hook, tell_all
+from slotcache.hook import Hook
+from slotcache.sql.waits import waits_of
 
 __all__ = ["Noted", "note_at", "noted_in"]
 
@@ -33,12 +34,16 @@ class Noted:
 
     Args:
         connection: The connection.
+
+    Attributes:
+        waits: How its user waits.
     """
 
     def __init__(self, connection: sa.Connection) -> None:
         # Since each savepoint that is open, the first: since before there was any.
         self._levels: list[list[_Note]] = [[]]
         self._to_tell: list[_Note] = []
+        self.waits = waits_of(connection.dialect)
         self._connection = connection
         self._listeners = {
             "savepoint": self._begin_savepoint,
@@ -106,7 +111,8 @@ class _SessionEnd:
     def _end(self, _session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:  # the root's, which has just given its connections back
             ended, self._noted = self._noted, []
-            tell_all(note for noted in ended for note in noted.take())
+            if ended:
+                ended[0].waits.tell([note for noted in ended for note in noted.take()])
 
 
 def noted_in(connection: sa.Connection) -> Noted | None:

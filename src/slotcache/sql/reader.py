@@ -13,6 +13,7 @@ from slotcache._fork import forget_after_fork
 from slotcache.availability import Availability, Scope
 from slotcache.protocols import Loaded
 from slotcache.sql.database import Database
+from slotcache.sql.engines import OwnEngine
 from slotcache.sql.statements import Statements
 from slotcache.sql.turns import Turns
 
@@ -40,9 +41,9 @@ class ListReader:
         self._binds_time = statements.binds_time
         self._whole = statements.list_of(scoped=False)
         self._scoped = statements.list_of(scoped=True)
-        self._engine: sa.Engine | None = None
+        self._engine: OwnEngine | None = None
         self._abandoned: list[object] = []
-        self._turns = Turns(before_fork=self._close_idle)
+        self._turns = Turns(before_fork=self._close_now, waits=database.waits)
         forget_after_fork(self)
 
     def _after_fork(self) -> None:
@@ -53,20 +54,22 @@ class ListReader:
     def close(self) -> None:
         """Close the connection; a later load opens another."""
         with self._turns:
-            self._close_idle()
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.close()
 
     def close_if_free(self) -> None:
         """Close the connection, unless the process is forking, which closes it too."""
         if self._turns.take_if_free():
             try:
-                self._close_idle()
+                self._close_now()
             finally:
                 self._turns.give()
 
-    def _close_idle(self) -> None:
+    def _close_now(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.dispose()
+            engine.close_now()
 
     def load(self, scope: Scope | None) -> Loaded:
         """Read one list, as last committed.
@@ -86,7 +89,7 @@ class ListReader:
 
     def _load(self, scope: Scope | None) -> Loaded:
         if self._engine is None:
-            self._engine = self._database.list_engine()
+            self._engine = OwnEngine(self._database.list_engine())
         statement = self._whole if scope is None else self._scoped
         with self._engine.connect() as connection:
             parameters: dict[str, object] = {} if scope is None else {"p_scope": scope}

@@ -122,6 +122,11 @@ class Postgres(_Server):
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
         super().__init__(engine, clock=clock)
         self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
+        numbered = engine.dialect.paramstyle == "numeric_dollar"  # asyncpg's
+        given = "$1, $2" if numbered else "%s, %s"
+        self._change_patience = (
+            f"SELECT current_setting('lock_timeout'), set_config('lock_timeout', {given})"
+        )
 
     def clock(self) -> sa.ColumnElement[Any] | None:
         """`now()` would be the start of the transaction, before it waited for its lock."""
@@ -168,7 +173,9 @@ class Postgres(_Server):
 
     @contextmanager
     def _patient_in(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
-        if getattr(connection.connection.driver_connection, "autocommit", False):
+        # asyncpg's itself has no such attribute, only what SQLAlchemy makes of it.
+        drivers = connection.connection.driver_connection, connection.connection.dbapi_connection
+        if any(getattr(driver, "autocommit", False) is True for driver in drivers):
             raise ValueError(AUTOCOMMIT)
         before = self._set_patience(connection, self._milliseconds(lock_wait), local=True)
         try:
@@ -185,8 +192,7 @@ class Postgres(_Server):
 
     def _set_patience(self, connection: sa.Connection, value: str, *, local: bool = False) -> str:
         """Set it for the session, or for the transaction alone; return what it was."""
-        change = "SELECT current_setting('lock_timeout'), set_config('lock_timeout', %s, %s)"
-        before: str = connection.exec_driver_sql(change, (value, local)).one()[0]
+        before: str = connection.exec_driver_sql(self._change_patience, (value, local)).one()[0]
         return before
 
     def _configure(self, driver: Any) -> None:

@@ -140,7 +140,10 @@ class Shortcut:
         parameters["p_patience"] = turn.patience_before
         changed.append(None)  # from here on its answer may be lost
         try:
-            row = connection.execute(self._statement, parameters).one_or_none()
+            # It is its own commit.
+            row = self._database.waits.to_its_end(
+                lambda: connection.execute(self._statement, parameters).one_or_none()
+            )
         except DBAPIError as error:
             if self._database.has_forgotten(error):
                 connection.invalidate()

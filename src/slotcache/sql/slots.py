@@ -13,10 +13,11 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from slotcache.availability import Scope, SlotId, refused_scope
 from slotcache.hook import Hook
-from slotcache.ledger import Change, HoldRequest, Ledger
+from slotcache.ledger import AsyncHoldTable, Change, HoldRequest, HoldTable, Ledger
 from slotcache.lifecycle import Hold
 from slotcache.policy import HoldPolicy
 from slotcache.protocols import Clock, Loaded
@@ -34,9 +35,17 @@ from slotcache.sql.shipped import create_missing, ddl_of
 from slotcache.sql.shortcut import Shortcut
 from slotcache.sql.sqlite import Sqlite
 from slotcache.sql.statements import Statements
-from slotcache.sql.tables import ColumnNames, holds_of, keys_of, map_slots, shipped_slots
+from slotcache.sql.tables import (
+    ColumnNames,
+    SlotColumns,
+    holds_of,
+    keys_of,
+    map_slots,
+    shipped_slots,
+)
+from slotcache.sql.waits import in_greenlet
 
-__all__ = ["SqlSlots"]
+__all__ = ["AsyncSqlSlots", "SqlSlots"]
 
 T = TypeVar("T")
 
@@ -90,6 +99,7 @@ class SqlSlots:
     _ledger: type[SqlLedger] = SqlLedger
     _shortcuts: type[Shortcut] = Shortcut
     _new_id: Callable[[], UUID] = staticmethod(uuid4)
+    _on_asyncio = False
 
     def __init__(
         self,
@@ -107,7 +117,7 @@ class SqlSlots:
             raise ValueError(f"claim must be {' or '.join(map(repr, CLAIMS))}, not {claim!r}")
         self._engine = engine
         self._claim = CLAIMS[claim]
-        self._database = _database_of(engine)(engine, clock=clock)
+        self._database = _database_of(engine, on_asyncio=self._on_asyncio)(engine, clock=clock)
         table = shipped_slots(id_type) if slots is None else slots
         self._slots = map_slots(table, columns, where)
         self._shipped = [] if slots is not None else [self._slots.table]
@@ -162,7 +172,11 @@ class SqlSlots:
         """
         if "://" in str(path) or str(path).startswith("file:"):
             raise ValueError("path is a file, not a URL: write SqlSlots(create_engine(url))")
-        engine, keeper = engine_in_memory() if path == ":memory:" else (engine_on(path), None)
+        keeper = None
+        if path == ":memory:":
+            engine, keeper = engine_in_memory(on_asyncio=cls._on_asyncio)
+        else:
+            engine = engine_on(path, on_asyncio=cls._on_asyncio)
         try:
             made = cls(
                 engine,
@@ -386,11 +400,197 @@ class SqlSlots:
                 raise ValueError(f"slot {existing!r} exists already: no slot was added")
 
 
-def _database_of(engine: object) -> type[Database]:
+class _InGreenlets(SqlSlots):
+    """What an `AsyncSqlSlots` runs in greenlets."""
+
+    _on_asyncio = True
+
+
+class _AsyncTable:
+    """An `AsyncHoldTable` on a `HoldTable` that runs in greenlets."""
+
+    _table: HoldTable
+
+    @property
+    def id_type(self) -> type[SlotId]:
+        """As `SqlSlots.id_type`."""
+        return self._table.id_type
+
+    def _within(self, transaction: object, hook: Hook) -> AsyncHoldTable:
+        joined = _AsyncTable()
+        joined._table = self._table._within(transaction, hook)
+        return joined
+
+    async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
+        return await in_greenlet(self._table._read, work, lock_wait=lock_wait)
+
+    async def _create(
+        self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
+    ) -> tuple[Hold, ...]:
+        return await in_greenlet(self._table._create, request, changed, lock_wait=lock_wait)
+
+    async def _transact(
+        self,
+        work: Callable[[Ledger], Change[T]],
+        changed: list[Scope | None],
+        *,
+        lock_wait: float,
+    ) -> T:
+        return await in_greenlet(self._table._transact, work, changed, lock_wait=lock_wait)
+
+
+class AsyncSqlSlots(_AsyncTable):
+    """`SqlSlots` on asyncio: an `AsyncSlotRepository`, and what an `AsyncHoldManager` needs.
+
+    It is the same code on the same tables, through SQLAlchemy's asyncio extension: psycopg, asyncmy
+    and aiosqlite are tested. Make one for each table when the application starts, and use it from
+    all tasks of one event loop. Whether another loop may follow depends on your engine: dispose of
+    it at the end of the first. The connections that are made here follow by themselves.
+
+    Args:
+        engine: An `AsyncEngine` on such a database. It is not changed, and never closed.
+        slots: As for `SqlSlots`.
+        holds: As for `SqlSlots`.
+        columns: As for `SqlSlots`.
+        where: As for `SqlSlots`.
+        claim: As for `SqlSlots`.
+        id_type: As for `SqlSlots`.
+        clock: As for `SqlSlots`.
+
+    Raises:
+        TypeError: As for `SqlSlots`.
+        ValueError: As for `SqlSlots`.
+
+    Examples:
+        >>> import asyncio
+        >>> from slotcache.sql import AsyncSqlSlots
+        >>> async def main():
+        ...     async with AsyncSqlSlots.sqlite(":memory:") as slots:
+        ...         await slots.create_tables()
+        ...         await slots.add([(1, 30), (2, 30, 12)])
+        ...         return (await slots.load(None)).availability
+        >>> asyncio.run(main())
+        Availability(1: 30/30, 2: 12/30)
+    """
+
+    _kind: type[SqlSlots] = _InGreenlets
+    _table: SqlSlots
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        slots: sa.Table | type[Any] | None = None,
+        holds: type[HoldMixin] | None = None,
+        columns: ColumnNames | None = None,
+        where: sa.ColumnExpressionArgument[bool] | None = None,
+        claim: str = "counted",
+        id_type: type[SlotId] = int,
+        clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(engine, AsyncEngine):
+            hint = "; with an Engine use SqlSlots" if isinstance(engine, sa.Engine) else ""
+            raise TypeError(
+                f"engine must be an AsyncEngine, not {engine!r}: write "
+                f"create_async_engine(url){hint}"
+            )
+        self._engine = engine
+        self._table = self._kind(
+            engine.sync_engine,
+            slots=slots,
+            holds=holds,
+            columns=columns,
+            where=where,
+            claim=claim,
+            id_type=id_type,
+            clock=clock,
+        )
+
+    @classmethod
+    def sqlite(
+        cls,
+        path: str | Path,
+        *,
+        slots: sa.Table | type[Any] | None = None,
+        holds: type[HoldMixin] | None = None,
+        columns: ColumnNames | None = None,
+        where: sa.ColumnExpressionArgument[bool] | None = None,
+        claim: str = "counted",
+        id_type: type[SlotId] = int,
+        clock: Clock | None = None,
+    ) -> Self:
+        """As `SqlSlots.sqlite`, through aiosqlite."""
+        made = cls.__new__(cls)
+        made._table = cls._kind.sqlite(
+            path,
+            slots=slots,
+            holds=holds,
+            columns=columns,
+            where=where,
+            claim=claim,
+            id_type=id_type,
+            clock=clock,
+        )
+        made._engine = AsyncEngine(made._table.engine)
+        return made
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """As `SqlSlots.engine`."""
+        return self._engine
+
+    @property
+    def scope_type(self) -> type[Scope] | None:
+        """As `SqlSlots.scope_type`."""
+        return self._table.scope_type
+
+    async def create_tables(self) -> None:
+        """As `SqlSlots.create_tables`."""
+        await in_greenlet(self._table.create_tables)
+
+    def ddl(self) -> str:
+        """As `SqlSlots.ddl`."""
+        return self._table.ddl()
+
+    async def add(self, rows: Iterable[SlotRow], *, scope: Scope | None = None) -> None:
+        """As `SqlSlots.add`."""
+        await in_greenlet(self._table.add, rows, scope=scope)
+
+    async def load(self, scope: Scope | None = None) -> Loaded:
+        """As `SqlSlots.load`."""
+        return await in_greenlet(self._table.load, scope)
+
+    async def close(self) -> None:
+        """As `SqlSlots.close`."""
+        await in_greenlet(self._table.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def _slots(self) -> SlotColumns:
+        return self._table._slots
+
+
+def _database_of(engine: object, *, on_asyncio: bool) -> type[Database]:
+    if isinstance(engine, AsyncEngine):
+        raise TypeError(f"engine: {engine!r} is for asyncio: use AsyncSqlSlots")
     if not isinstance(engine, sa.Engine):
         raise TypeError(
-            f"engine must be a sqlalchemy.Engine, not {engine!r}: write create_engine(url); "
-            "asyncio is not supported yet"
+            f"engine must be a sqlalchemy.Engine, not {engine!r}: write create_engine(url)"
+        )
+    if engine.dialect.is_async is not on_asyncio:
+        raise TypeError(
+            f"engine: the driver {engine.dialect.driver} is for asyncio: use AsyncSqlSlots on "
+            "create_async_engine(url), or a driver that blocks"
         )
     name = engine.dialect.name
     kinds: Mapping[str, type[Database]] = {

@@ -13,12 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import PoolProxiedConnection
 
 from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError, Busy
 from slotcache.protocols import Clock
 from slotcache.sql.database import AUTOCOMMIT, Database, Disconnected
-from slotcache.sql.engines import READS_ONLY, check_sqlite
+from slotcache.sql.engines import READS_ONLY, OwnEngine, check_sqlite
 from slotcache.sql.turns import Turns
 
 __all__ = ["Sqlite"]
@@ -44,45 +45,51 @@ class Sqlite(Database):
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
         check_sqlite(engine)
         super().__init__(engine, clock=clock)
-        self._owned = False
+        self._own: OwnEngine | None = None
         self._keeper: sqlite3.Connection | None = None
         self._abandoned: list[object] = []
         self._begun: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._turns = Turns(before_fork=self._close_idle)
+        self._turns = Turns(before_fork=self._close_now, waits=self.waits)
         forget_after_fork(self)
 
     def own(self, keeper: sqlite3.Connection | None) -> None:
         """Take over the engine, and the connection that keeps its memory alive, to close them."""
-        self._owned = self.writes_alone = True  # BEGIN IMMEDIATE
+        self._own = OwnEngine(self._engine)
+        self.writes_alone = True  # BEGIN IMMEDIATE
         self._keeper = keeper
 
     def close(self) -> None:
         """Close what is its own."""
         with self._turns:
-            self._close_all()
+            if self._own is not None:
+                self._own.close()
+            self._let_go()
 
     def close_if_free(self) -> None:
         """Close what is its own, unless the process is forking, which closes it too."""
         if self._turns.take_if_free():
             try:
-                self._close_all()
+                self._close_now()
+                self._let_go()
             finally:
                 self._turns.give()
 
-    def _close_all(self) -> None:
-        self._close_idle()
+    def _let_go(self) -> None:
         if self._keeper is not None:
             self._keeper.close()
 
-    def _close_idle(self) -> None:
-        if self._owned:
-            self._engine.dispose()
+    def _close_now(self) -> None:
+        if self._own is not None:
+            self._own.close_now()
 
     def _after_fork(self) -> None:
-        if self._owned:
+        if self._own is not None:
             # Kept, so not closed: what another thread had in use is the parent's.
             self._abandoned.append(self._engine.pool)
-            self._engine.dispose(close=False)
+            self._own.forget()
+
+    def _connect(self) -> sa.Connection:
+        return self._engine.connect() if self._own is None else self._own.connect()
 
     @contextmanager
     def writing(self, lock_wait: float) -> Iterator[sa.Connection]:
@@ -98,7 +105,7 @@ class Sqlite(Database):
         try:
             with (
                 self._translated(lock_wait),
-                self._patient(self._engine.connect(), deadline - monotonic()) as connection,
+                self._patient(self._connect(), deadline - monotonic()) as connection,
             ):
                 connection.begin()
                 _ensure_transaction(connection)
@@ -119,14 +126,14 @@ class Sqlite(Database):
                 raise Busy(waited=lock_wait)
             with (
                 self._translated(lock_wait),
-                self._patient(self._engine.connect(), lock_wait) as connection,
+                self._patient(self._connect(), lock_wait) as connection,
             ):
                 yield connection.execution_options(**{READS_ONLY: True})
 
     @contextmanager
     def _patient(self, connection: sa.Connection, seconds: float) -> Iterator[sa.Connection]:
         """Let SQLite wait so long for other connections, and afterwards as long as before."""
-        driver: Any = connection.connection.driver_connection
+        driver = connection.connection
         before: list[int] = []
 
         def put_back() -> None:
@@ -140,7 +147,7 @@ class Sqlite(Database):
 
         with self._lent(connection, put_back=put_back):
             try:
-                before += driver.execute("PRAGMA busy_timeout").fetchone()
+                before.append(_patience(driver))
                 _set_patience(driver, _milliseconds(seconds))
             except sqlite3.Error as error:
                 raise Disconnected(BackendError(f"the database failed: {error}")) from error
@@ -148,16 +155,17 @@ class Sqlite(Database):
 
     @contextmanager
     def _patient_in(self, connection: sa.Connection, lock_wait: float) -> Iterator[None]:
-        driver: Any = connection.connection.driver_connection
-        _check_begins(driver)
-        if driver.isolation_level is None and not driver.in_transaction:
+        inside = _inside_of(connection)
+        _check_begins(inside)
+        if inside.isolation_level is None and not inside.in_transaction:
             raise ValueError(AUTOCOMMIT)
-        self._check_began(connection, driver)
-        (before,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        self._check_began(connection, inside)
+        driver = connection.connection
+        before = _patience(driver)
         try:
             _set_patience(driver, _milliseconds(lock_wait))
             # The driver would begin it at the first statement that writes, after the savepoint.
-            if not driver.in_transaction:
+            if not inside.in_transaction:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             self._begun.add(connection.get_transaction())
             yield
@@ -165,15 +173,15 @@ class Sqlite(Database):
             if not connection.invalidated:
                 _set_patience(driver, before)
 
-    def _check_began(self, connection: sa.Connection, driver: Any) -> None:
+    def _check_began(self, connection: sa.Connection, inside: sqlite3.Connection) -> None:
         """Refuse a savepoint before which, for all one knows, nothing was begun.
 
         In its default mode the driver sends BEGIN before the first statement that writes, and not
         before a savepoint. SQLite then takes that for the transaction, and its release commits.
         """
-        ours = self._owned and connection.engine.pool is self._engine.pool
-        known = driver.isolation_level is None or connection.get_transaction() in self._begun
-        if not (ours or known) and connection.in_nested_transaction() and driver.in_transaction:
+        ours = self._own is not None and connection.engine.pool is self._engine.pool
+        known = inside.isolation_level is None or connection.get_transaction() in self._begun
+        if not (ours or known) and connection.in_nested_transaction() and inside.in_transaction:
             raise ValueError(
                 "this savepoint may be the first thing in its transaction, and would commit at its "
                 "end: call something of within(...) before it, or begin transactions as the engine "
@@ -221,8 +229,26 @@ def _milliseconds(seconds: float) -> int:
     return min(max(1, round(seconds * 1000)), _LONGEST_WAIT)
 
 
-def _set_patience(driver: Any, milliseconds: int) -> None:
-    driver.execute(f"PRAGMA busy_timeout = {milliseconds}")
+def _patience(driver: PoolProxiedConnection) -> int:
+    cursor = driver.cursor()
+    cursor.execute("PRAGMA busy_timeout")
+    row = cursor.fetchone()
+    cursor.close()
+    assert row is not None
+    return int(row[0])
+
+
+def _set_patience(driver: PoolProxiedConnection, milliseconds: int) -> None:
+    cursor = driver.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
+    cursor.close()
+
+
+def _inside_of(connection: sa.Connection) -> sqlite3.Connection:
+    """Return what the driver of either world wraps, to be asked what it knows without waiting."""
+    driver: Any = connection.connection.driver_connection
+    found: sqlite3.Connection = getattr(driver, "_conn", driver)
+    return found
 
 
 def _ensure_transaction(connection: sa.Connection) -> None:
@@ -230,14 +256,14 @@ def _ensure_transaction(connection: sa.Connection) -> None:
 
     Elsewhere the first statement that writes begins it, or the engine's own hook has.
     """
-    driver: Any = connection.connection.driver_connection
-    _check_begins(driver)
-    if driver.isolation_level is None and not driver.in_transaction:
+    inside = _inside_of(connection)
+    _check_begins(inside)
+    if inside.isolation_level is None and not inside.in_transaction:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _check_begins(driver: Any) -> None:
-    if getattr(driver, "autocommit", None) is True:  # since Python 3.12: commit() does nothing
+def _check_begins(inside: sqlite3.Connection) -> None:
+    if getattr(inside, "autocommit", None) is True:  # since Python 3.12: commit() does nothing
         raise ValueError(
             "this engine connects with autocommit=True, under which nothing can be promised: "
             "leave it out of connect_args"

@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+)
 from sqlalchemy.orm import Session, scoped_session
 
 from slotcache.sql.noted import Noted, note_at, noted_in
@@ -22,25 +28,48 @@ __all__ = [
 Transactional: TypeAlias = Session | sa.Connection
 """What the user commits."""
 
-_WAY_OUT = "write `with clear_after(connection):` around it, whose end commits and calls the hook"
+_BLOCKING = (Session, sa.Connection)
+_ASYNC = (AsyncSession, AsyncConnection)
+
+_WAY_OUT = (
+    "write `with clear_after(connection):` (of an AsyncConnection `async with async_clear_after`) "
+    "around it, whose end commits and calls the hook"
+)
 _TWO_PHASES = "commits in two phases, and it may be somebody else who sends the COMMIT: "
 
 
-def transaction_of(transaction: object) -> Transactional:
-    """Return the session or connection that this is.
+def transaction_of(transaction: object, *, on_asyncio: bool = False) -> Transactional:
+    """Return the session or connection that this is, or wraps.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: It is neither, or of the other world.
+        ValueError: It is a connection that nobody has opened.
     """
-    found = transaction() if isinstance(transaction, scoped_session) else transaction
-    if isinstance(found, Session | sa.Connection):
-        return found
+    found = transaction
+    if isinstance(transaction, scoped_session | async_scoped_session):
+        found = transaction()
+    if isinstance(found, _ASYNC if on_asyncio else _BLOCKING):
+        return _unwrapped(found)
     hint = ""
-    if isinstance(found, sa.Engine):
+    if isinstance(found, sa.Engine | AsyncEngine):
         hint = ": the manager itself has transactions of its own"
-    elif hasattr(found, "sync_session"):
-        hint = ": asyncio is not supported yet"
-    raise TypeError(f"a Session or a Connection was expected, not {found!r:.80}{hint}")
+    elif isinstance(found, _ASYNC):
+        hint = ": that is for asyncio, as AsyncHoldManager and async_clear_on_commit are"
+    elif isinstance(found, _BLOCKING):
+        hint = ": that blocks, as HoldManager and clear_on_commit do"
+    kinds = " or ".join(f"a {kind.__name__}" for kind in (_ASYNC if on_asyncio else _BLOCKING))
+    raise TypeError(f"{kinds} was expected, not {found!r:.80}{hint}")
+
+
+def _unwrapped(found: Any) -> Transactional:
+    if isinstance(found, AsyncSession):
+        return found.sync_session
+    if not isinstance(found, AsyncConnection):
+        given: Transactional = found
+        return given
+    if found.sync_connection is None:
+        raise ValueError("this connection is not open: write `async with` or `await` before it")
+    return found.sync_connection
 
 
 def connection_of(transaction: Transactional, slots: SlotColumns | None) -> sa.Connection:

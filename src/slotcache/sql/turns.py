@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from slotcache._fork import forget_after_fork, prepare_for_fork
+from slotcache.sql.waits import THREADS, Bell, Waits
 
 __all__ = ["Turns"]
 
@@ -28,9 +29,8 @@ _PATIENCE = 3.0  # seconds that a fork waits: a broken child is worse than a lat
 class _Waiter:
     """Somebody who waits for a turn."""
 
-    def __init__(self) -> None:
-        self.called = threading.Lock()  # released when it is
-        self.called.acquire()
+    def __init__(self, called: Bell) -> None:
+        self.called = called
         self.is_next = False
 
 
@@ -43,9 +43,11 @@ class Turns:
 
     Args:
         before_fork: Closes what must not be open in a fork.
+        waits: How to wait for a turn.
     """
 
-    def __init__(self, *, before_fork: Callable[[], None]) -> None:
+    def __init__(self, *, before_fork: Callable[[], None], waits: Waits = THREADS) -> None:
+        self._waits = waits
         self._close = before_fork
         self._taken = False
         self._queue: deque[_Waiter] = deque()
@@ -57,14 +59,14 @@ class Turns:
 
     def take(self, timeout: float = -1) -> bool:
         """Wait for a turn, at most `timeout` seconds (-1: for ever); return whether it came."""
-        waiter = _Waiter()
+        waiter = _Waiter(self._waits.bell())
         try:
             with self._mutex:
                 if not self._taken:
                     self._taken = waiter.is_next = True
                     return True
                 self._queue.append(waiter)
-            return waiter.called.acquire(timeout=timeout) or not self._leave(waiter)
+            return waiter.called.wait(timeout) or not self._leave(waiter)
         except BaseException:
             # A signal's, at any point above: neither the place nor the turn may be lost.
             if not self._leave(waiter) and waiter.is_next:
@@ -77,7 +79,7 @@ class Turns:
             if self._queue:
                 waiter = self._queue.popleft()
                 waiter.is_next = True
-                waiter.called.release()
+                waiter.called.ring()
             else:
                 self._taken = False
 
@@ -128,11 +130,14 @@ class Turns:
 
     def _before_fork(self) -> None:
         end = monotonic() + _PATIENCE
-        # A turn that lasts, or our own: the child has to live with what is open in it.
-        if self.take(_PATIENCE):
+        # A turn that lasts, or our own: the child has to live with what is open in it. So it has
+        # with a task's, which cannot end while its event loop forks.
+        waits = self._waits.is_blocking
+        if self.take(_PATIENCE) if waits else self.take_if_free():
             with self._changed:
                 self._forking_thread = threading.get_ident()
-                self._changed.wait_for(lambda: not self._beside, end - monotonic())
+                if waits:
+                    self._changed.wait_for(lambda: not self._beside, end - monotonic())
         self._close()
 
     def _after_fork_in_parent(self) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from slotcache.testing.clock import ManualClock
 from slotcache.testing.explore import Exploration, explore, sample
 from slotcache.testing.laws import Subject, cache_laws, lock_laws
+from slotcache.testing.loops import LoopThread
 from slotcache.testing.sandbox import Sandbox, sandbox
 from slotcache.testing.scenario import FAULTS, Scenario, Violation
 
 __all__ = [
     "FAULTS",
     "Exploration",
+    "LoopThread",
     "ManualClock",
     "Sandbox",
     "Scenario",

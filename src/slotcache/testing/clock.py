@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from slotcache.policy import seconds
-from slotcache.worlds import Background
+from slotcache.worlds import is_background
 
 __all__ = ["ManualClock"]
 
@@ -70,7 +70,7 @@ class _ManualEvent:
         clock = self._clock
         with clock._moved:
             end = clock.now() + timeout
-            patience = None if isinstance(threading.current_thread(), Background) else _PATIENCE
+            patience = None if is_background.get() else _PATIENCE
             while not self._is_set and clock.now() < end:
                 if not clock._moved.wait(patience):
                     clock._reach(end)

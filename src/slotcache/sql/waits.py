@@ -1,0 +1,155 @@
+"""How the SQL half waits, in either world.
+
+What it does is written once, as code that blocks. On asyncio it runs in a greenlet, as SQLAlchemy
+runs its own: whatever waits in there hands an awaitable to the task outside, and goes on when that
+is done. A cancellation of the task is raised at that place, as a signal would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from slotcache.availability import Scope
+from slotcache.hook import Hook, call_here, call_on_asyncio, tell_all
+from slotcache.worlds import TimedEvent, run, running_loop
+
+__all__ = ["THREADS", "Bell", "Waits", "in_greenlet", "waits_of"]
+
+T = TypeVar("T")
+
+_GRACE = 1.0  # seconds for which a task that was cancelled waits for a COMMIT that has been sent
+_ENDING = 1.0
+_FOR_EVER = 1e6
+
+
+class Bell(Protocol):
+    """Something that one thread or task waits for."""
+
+    def ring(self) -> None:
+        """End the wait, now or later."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait, at most so many seconds (-1: for ever); return whether it has rung."""
+
+
+class Waits(Protocol):
+    """What waits, or has others wait, in one of the worlds."""
+
+    is_blocking: bool
+    """Whether any code may wait, and not that in greenlets alone."""
+
+    def bell(self) -> Bell:
+        """A new one, that has not rung."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+
+    def to_its_end(self, call: Callable[[], T]) -> T:
+        """Call what has to be known to have happened or not, whoever is cancelled meanwhile."""
+
+    def tell(self, told: Iterable[tuple[Hook, Scope | None]]) -> None:
+        """Call hooks with scopes, each once."""
+
+
+class _ThreadBell:
+    """A lock that is released by another thread: the quickest there is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float) -> bool:
+        return self._lock.acquire(timeout=timeout)
+
+
+class _TaskBell:
+    """An event that a task waits for."""
+
+    def __init__(self) -> None:
+        self._event = TimedEvent()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    def wait(self, timeout: float) -> bool:
+        return await_only(self._event.wait(timeout if timeout >= 0 else _FOR_EVER))
+
+
+class _InThreads:
+    """Waits of code that blocks."""
+
+    is_blocking = True
+    bell = staticmethod(_ThreadBell)
+    sleep = staticmethod(time.sleep)
+
+    def to_its_end(self, call: Callable[[], T]) -> T:
+        return call()
+
+    def tell(self, told: Iterable[tuple[Hook, Scope | None]]) -> None:
+        run(tell_all(told, call_here))
+
+
+class _InGreenlets:
+    """Waits of code that a task runs in a greenlet."""
+
+    is_blocking = False
+    bell = staticmethod(_TaskBell)
+
+    def sleep(self, seconds: float) -> None:
+        await_only(asyncio.sleep(seconds))
+
+    def to_its_end(self, call: Callable[[], T]) -> T:
+        return await_only(_to_its_end(greenlet_spawn(call)))
+
+    def tell(self, told: Iterable[tuple[Hook, Scope | None]]) -> None:
+        told = list(told)
+        if told:
+            await_only(tell_all(told, call_on_asyncio))
+
+
+THREADS: Waits = _InThreads()
+"""For code that blocks."""
+
+_GREENLETS: Waits = _InGreenlets()
+
+
+def waits_of(dialect: sa.Dialect) -> Waits:
+    """Return how those wait who use connections of this kind."""
+    return _GREENLETS if dialect.is_async else THREADS
+
+
+async def in_greenlet(call: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Return what `call` returns, which may wait as SQLAlchemy does on asyncio."""
+    running_loop()
+    return await greenlet_spawn(call, *args, **options)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work that goes on for a while when this task is cancelled; then it is cancelled."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait([task], timeout=_GRACE)
+        finally:
+            task.cancel()
+            await asyncio.wait([task], timeout=_ENDING)
+        raise
+    finally:
+        task.add_done_callback(_look_at)
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
