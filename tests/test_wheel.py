@@ -12,6 +12,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
+WITHOUT_GREENLET = """
+from slotcache.sql import AsyncSqlSlots
+
+try:
+    AsyncSqlSlots.sqlite(":memory:")
+except ImportError as error:
+    assert "pip install 'slotcache[async]'" in str(error), error
+else:
+    raise AssertionError("asyncio needs more than this")
+"""
+
 
 @pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
 def test_the_readmes_first_example_runs_on_the_wheel_alone(tmp_path: Path) -> None:
@@ -21,6 +32,7 @@ def test_the_readmes_first_example_runs_on_the_wheel_alone(tmp_path: Path) -> No
     empty.mkdir()
 
     run(str(python), "-I", "-c", example, cwd=empty)
+    run(str(python), "-I", "-c", WITHOUT_GREENLET, cwd=empty)
 
     assert len(example.splitlines()) <= 15
 

@@ -8,12 +8,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncSession,
-    async_scoped_session,
-    async_sessionmaker,
-)
 from sqlalchemy.orm import (
     InstanceState,
     ORMExecuteState,
@@ -27,6 +21,12 @@ from sqlalchemy.sql.visitors import iterate
 from slotcache.availability import Scope
 from slotcache.hook import Hook, check_hook
 from slotcache.protocols import AsyncInvalidationHook, InvalidationHook
+from slotcache.sql.extension import (
+    AsyncConnection,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from slotcache.sql.noted import Noted, noted_in
 from slotcache.sql.slots import AsyncSqlSlots, SqlSlots
 from slotcache.sql.tables import SlotColumns

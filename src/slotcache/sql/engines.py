@@ -17,9 +17,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
+from slotcache.sql.extension import check_installed, create_async_engine
 from slotcache.sql.waits import Waits, waits_of
 from slotcache.worlds import running_loop
 
@@ -141,8 +141,14 @@ def check_sqlite(engine: sa.Engine) -> None:
 
 def _engine(on_asyncio: bool, **where: Any) -> sa.Engine:
     if on_asyncio:
+        check_installed()
         url = sa.URL.create("sqlite+aiosqlite", **where)
-        engine = create_async_engine(url, pool_use_lifo=True).sync_engine
+        try:
+            engine = create_async_engine(url, pool_use_lifo=True).sync_engine
+        except ImportError as error:
+            raise ImportError(
+                "AsyncSqlSlots.sqlite needs aiosqlite: pip install 'slotcache[async]'"
+            ) from error
     else:
         engine = sa.create_engine(sa.URL.create("sqlite+pysqlite", **where), pool_use_lifo=True)
     sa.event.listen(engine, "connect", _configure)

@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from slotcache.availability import Scope, SlotId, refused_scope
 from slotcache.hook import Hook
@@ -25,6 +24,7 @@ from slotcache.sql.claims import CLAIMS
 from slotcache.sql.columns import MYSQL
 from slotcache.sql.database import Database, TryAgain
 from slotcache.sql.engines import engine_in_memory, engine_on
+from slotcache.sql.extension import AsyncEngine, check_installed
 from slotcache.sql.joined import JoinedSlots
 from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.mixin import HoldMixin, map_holds
@@ -488,6 +488,7 @@ class AsyncSqlSlots(_AsyncTable):
         id_type: type[SlotId] = int,
         clock: Clock | None = None,
     ) -> None:
+        check_installed()
         if not isinstance(engine, AsyncEngine):
             hint = "; with an Engine use SqlSlots" if isinstance(engine, sa.Engine) else ""
             raise TypeError(

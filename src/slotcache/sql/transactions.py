@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import (
+from sqlalchemy.orm import Session, scoped_session
+
+from slotcache.sql.extension import (
     AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_scoped_session,
 )
-from sqlalchemy.orm import Session, scoped_session
-
 from slotcache.sql.noted import Noted, note_at, noted_in
 from slotcache.sql.tables import SlotColumns
 
