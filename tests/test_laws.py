@@ -8,10 +8,10 @@ import pytest
 
 from slotcache.file import FileCache, FileLocks
 from slotcache.memory import MemoryCache, MemoryLocks
-from slotcache.redis import RedisCache, RedisLocks
+from slotcache.redis import RedisCache
 from slotcache.testing import ManualClock, Subject, cache_laws, lock_laws
 from tests.support.broken import MISTAKES
-from tests.support.clients import CLIENTS
+from tests.support.clients import CLIENTS, WORLDS
 from tests.support.elsewhere import Elsewhere
 
 each_cache_law = pytest.mark.parametrize("law", cache_laws, ids=lambda law: law.__name__)
@@ -75,24 +75,67 @@ def test_locks_in_files_obey_in_two_processes(law, tmp_path, elsewhere, closed_l
     law(Subject(lambda: closed_later(next(here_and_there)(tmp_path))))
 
 
-@pytest.fixture(params=CLIENTS)
-def redis_opened(request, redis_server, redis_cluster, redis_prefix, closed_later, unhurried):
-    """Opens a backend on a real server, as one kind of client reaches it."""
-    server = redis_cluster if "cluster" in request.param else redis_server
-    address = CLIENTS[request.param](server.url)
+WAYS = [
+    *[("blocking", client) for client in CLIENTS],
+    *[("asyncio", client) for client in ("RESP3, texts", "a cluster")],
+    ("uvloop", "by URL, RESP3"),
+]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=", ".join)
+def way(request):
+    """One of the worlds, and what is given there for the URL of a server."""
+    name, client = request.param
+    with WORLDS[name]() as world:
+        yield world, client
+
+
+@pytest.fixture
+def redis_opened(way, redis_server, redis_cluster, redis_prefix, closed_later, unhurried):
+    """Opens a cache or locks on a real server, as one kind of client reaches it."""
+    world, client = way
+    server = redis_cluster if "cluster" in client else redis_server
+    address = CLIENTS[client](world, server.url)
+
+    def opened(kind):
+        return closed_later(getattr(world, kind)(address, prefix=redis_prefix))
+
+    yield opened
     if not isinstance(address, str):
-        closed_later(address)
-    return lambda backend: closed_later(backend(address, prefix=redis_prefix))
+        world.close(address)
 
 
 @each_cache_law
 def test_a_cache_in_redis_obeys(law, redis_opened):
-    law(Subject(lambda: redis_opened(RedisCache)))
+    law(Subject(lambda: redis_opened("cache")))
 
 
 @each_lock_law
 def test_locks_in_redis_obey(law, redis_opened):
-    law(Subject(lambda: redis_opened(RedisLocks)))
+    law(Subject(lambda: redis_opened("locks")))
+
+
+@pytest.fixture
+def in_two_worlds(redis_server, redis_prefix, unhurried):
+    """Opens the same one time in the blocking world, and one time on asyncio."""
+    with ExitStack() as stack:
+        worlds = cycle([stack.enter_context(WORLDS[each]()) for each in ("blocking", "asyncio")])
+
+        def opened(kind):
+            made = getattr(next(worlds), kind)
+            return stack.enter_context(closing(made(redis_server.url, prefix=redis_prefix)))
+
+        yield opened
+
+
+@each_cache_law
+def test_a_cache_in_redis_obeys_in_two_worlds(law, in_two_worlds):
+    law(Subject(lambda: in_two_worlds("cache")))
+
+
+@each_lock_law
+def test_locks_in_redis_obey_in_two_worlds(law, in_two_worlds):
+    law(Subject(lambda: in_two_worlds("locks")))
 
 
 @each_cache_law

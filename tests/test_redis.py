@@ -24,7 +24,7 @@ from slotcache.protocols import Entry, Lock, Miss
 from slotcache.redis import RedisCache, RedisLocks, bounds, scripts
 from slotcache.redis import cache as cache_module
 from slotcache.testing.laws.subject import KEY, LONG, expect_fresh, expect_miss, fill, together
-from tests.support.clients import client, cluster_client
+from tests.support.clients import WORLDS, client, cluster_client
 from tests.support.forks import in_child
 from tests.support.processes import eventually
 from tests.support.proxy import Proxy
@@ -33,13 +33,21 @@ from tests.support.shelf import Shelf
 
 HOUR = 3_600_000
 
+in_the_blocking_world = pytest.mark.parametrize("world", ["blocking"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["blocking", "asyncio, debugged"])
+def world(request):
+    with WORLDS[request.param]() as world:
+        yield world
+
 
 @pytest.fixture
-def open_cache(redis_server, redis_prefix, unhurried):
+def open_cache(world, redis_server, redis_prefix, unhurried):
     opened = []
 
     def open_(**options):
-        opened.append(RedisCache(redis_server.url, **{"prefix": redis_prefix, **options}))
+        opened.append(world.cache(redis_server.url, **{"prefix": redis_prefix, **options}))
         return opened[-1]
 
     yield open_
@@ -59,10 +67,10 @@ def keys(redis_prefix):
 
 
 @pytest.fixture
-def proxied(redis_server, redis_prefix, unhurried):
+def proxied(world, redis_server, redis_prefix, unhurried):
     with (
         Proxy(*redis_server.address) as proxy,
-        RedisCache(proxy.url, prefix=redis_prefix) as cache,
+        world.cache(proxy.url, prefix=redis_prefix) as cache,
     ):
         cache.read(KEY)  # now the server knows the scripts of a look
         yield proxy, cache
@@ -197,7 +205,7 @@ def test_each_operation_is_one_round_trip(proxied):
     assert proxy.accepted == 1
 
 
-def test_a_list_is_sent_once_while_it_does_not_change(own_redis):
+def test_a_list_is_sent_once_while_it_does_not_change(world, own_redis):
     def sent(act):
         before = output(own_redis)
         act()
@@ -206,7 +214,7 @@ def test_a_list_is_sent_once_while_it_does_not_change(own_redis):
     def output(server):
         return int(server.command("INFO", "stats").split(b"net_output_bytes:")[1].split()[0])
 
-    with RedisCache(own_redis.url) as ours, RedisCache(own_redis.url) as theirs:
+    with world.cache(own_redis.url) as ours, world.cache(own_redis.url) as theirs:
         long = Availability.of((number, 5, 1) for number in range(100_000))
         ours.fill(KEY, ours.look(KEY), long, ttl=LONG, stale_ttl=LONG)
         asking = sent(lambda: None)
@@ -217,7 +225,7 @@ def test_a_list_is_sent_once_while_it_does_not_change(own_redis):
         assert theirs.read(KEY).availability == long
 
 
-def test_a_list_that_is_too_long_is_not_sent(open_cache, monkeypatch):
+def test_a_list_that_is_too_long_is_not_sent(world, open_cache, monkeypatch):
     source = scripts.LOOK.source.decode()
     limit = f"<= {scripts.LONGEST_LIST}"
     assert source.count(limit) == 1
@@ -225,7 +233,7 @@ def test_a_list_that_is_too_long_is_not_sent(open_cache, monkeypatch):
     ours, theirs = open_cache(), open_cache()
     fill(ours, expect_miss(ours.read(KEY)), 10)
 
-    assert theirs._server.run(theirs._looking(KEY).call)[-1] is None
+    assert world.run_script(theirs._server, theirs._looking(KEY).call)[-1] is None
     assert expect_miss(theirs.read(KEY)).copy is None
     expect_fresh(ours.read(KEY), 10)
 
@@ -358,6 +366,7 @@ def test_a_list_of_another_generation_is_a_miss(open_cache, redis_server, keys):
 FIELDS = ("epoch", "clears", "all", "stamp", "under", "since", "until", "list")
 
 
+@in_the_blocking_world
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     which=st.integers(0, 1),
@@ -442,13 +451,13 @@ def test_something_else_at_the_key_is_told_and_left_alone(cache, redis_server, k
 # What is never too late.
 
 
-def test_no_instant_is_told_too_late_however_long_an_answer_takes(proxied, redis_prefix):
+def test_no_instant_is_told_too_late_however_long_an_answer_takes(world, proxied, redis_prefix):
     proxy, cache = proxied
     miss = expect_miss(cache.look(KEY))
     looked = time.monotonic()
     proxy.delay(0.1)
 
-    with RedisCache(proxy.url, prefix=redis_prefix) as elsewhere:
+    with world.cache(proxy.url, prefix=redis_prefix) as elsewhere:
         for entry in (fill(cache, miss, 10), elsewhere.read(KEY)):
             assert entry.since <= looked + 0.01
             assert entry.until <= looked + LONG + 0.01
@@ -469,7 +478,7 @@ def test_each_call_on_a_socket_has_the_time_that_is_left(call, unhurried):
         theirs.sendall(b"a")
         deadline = bounds.Deadline()
         made = bounds._BoundedSocket(ours, deadline, None)
-        with deadline.ahead():
+        with deadline.ahead(bounds.BUDGET):
             call(made)
             assert ours.gettimeout() <= bounds.BUDGET
 
@@ -487,9 +496,9 @@ def test_no_connection_is_begun_when_there_is_no_time_left(redis_server):
         pool.get_connection()
 
 
-def test_a_time_out_in_the_url_that_is_shorter_than_the_budget_holds(proxied, redis_prefix):
+def test_a_time_out_in_the_url_that_is_shorter_than_the_budget_holds(world, proxied, redis_prefix):
     proxy, _ = proxied
-    with RedisCache(f"{proxy.url}?socket_timeout=0.1", prefix=redis_prefix) as cache:
+    with world.cache(f"{proxy.url}?socket_timeout=0.1", prefix=redis_prefix) as cache:
         proxy.silent()
         began = time.monotonic()
         with pytest.raises(BackendError):
@@ -498,6 +507,7 @@ def test_a_time_out_in_the_url_that_is_shorter_than_the_budget_holds(proxied, re
     assert time.monotonic() - began < bounds.BUDGET / 2
 
 
+@in_the_blocking_world
 def test_a_call_right_after_one_that_was_not_answered_fails_at_once(proxied, monkeypatch):
     proxy, cache = proxied
     monkeypatch.setattr("slotcache.redis.bounds.BUDGET", 0.25)
@@ -529,19 +539,56 @@ def test_locks_that_may_have_been_granted_are_given_back_one_with_each_answer(pr
     assert locks.acquire("b", ttl=LONG)
 
 
-def test_a_lock_is_given_back_whose_acquisition_was_interrupted(cache, monkeypatch):
+def test_a_lock_is_given_back_whose_acquisition_was_interrupted(world, cache, monkeypatch):
     locks, server = cache.locks(), cache._server
     run = server._run
 
-    def interrupted(call):
-        run(call)
-        raise KeyboardInterrupt
+    async def interrupted(call):
+        await run(call)
+        raise world.interrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(server, "_run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(world.interrupt):
             locks.acquire("a", ttl=LONG)
     assert locks.acquire("a", ttl=LONG) is None, "it was granted, to nobody"
+
+    assert locks.acquire("a", ttl=LONG)
+
+
+def test_a_lock_is_given_back_whose_release_was_interrupted(world, cache, monkeypatch):
+    locks, server = cache.locks(), cache._server
+    lock = locks.acquire("a", ttl=LONG)
+
+    async def interrupted(_call):
+        raise world.interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_run", interrupted)
+        with pytest.raises(world.interrupt):
+            locks.release(lock)
+    assert locks.acquire("a", ttl=LONG) is None, "it was not given back"
+
+    assert locks.acquire("a", ttl=LONG)
+
+
+def test_what_is_owed_stays_so_when_paying_it_is_interrupted(world, cache, monkeypatch):
+    locks, server = cache.locks(), cache._server
+    lock = locks.acquire("a", ttl=LONG)
+    owed = locks._releasing(lock)
+    server.owe(owed)
+    run = server._run
+
+    async def interrupted(call):
+        if call is owed:
+            raise world.interrupt
+        return await run(call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_run", interrupted)
+        with pytest.raises(world.interrupt):
+            cache.read(KEY)
+    cache.read(KEY)
 
     assert locks.acquire("a", ttl=LONG)
 
@@ -554,10 +601,10 @@ def test_what_is_owed_is_tried_until_it_is_done(cache, monkeypatch):
     server.owe(owed)
     run = server._run
 
-    def failing(call):
+    async def failing(call):
         if call is owed:
             raise redis.ConnectionError
-        return run(call)
+        return await run(call)
 
     with monkeypatch.context() as patch:
         patch.setattr(server, "_run", failing)
@@ -712,34 +759,37 @@ def test_what_answers_another_call_is_taken_for_no_answer(proxied, call, answer)
     expect_miss(cache.read("another"))
 
 
-def interrupted(monkeypatch, kind, method):
-    """Have one call of this method be interrupted right before it begins."""
+def interrupted(monkeypatch, world, method):
+    """Have one call of this method of a connection be interrupted right before it begins."""
+    kind = world.connection
     original = getattr(kind, method)
 
     def interrupt(*_args, **_options):
         monkeypatch.setattr(kind, method, original)
-        raise KeyboardInterrupt
+        raise world.interrupt
 
     monkeypatch.setattr(kind, method, interrupt)
 
 
 @pytest.fixture(params=["by URL", "given"])
-def either_cache(request, redis_server, redis_prefix, unhurried):
+def either_cache(request, world, redis_server, redis_prefix, unhurried):
     url = redis_server.url
-    with (
-        closing(client(url)) as given,
-        RedisCache(given if request.param == "given" else url, prefix=redis_prefix) as cache,
-    ):
+    given = world.client(url)
+    server = given if request.param == "given" else url
+    with world.cache(server, prefix=redis_prefix) as cache:
         yield cache
+    world.close(given)
 
 
 @pytest.mark.parametrize("place", ["send_command", "read_response"])
-def test_who_is_interrupted_leaves_no_answer_to_the_next_one(either_cache, place, monkeypatch):
+def test_who_is_interrupted_leaves_no_answer_to_the_next_one(
+    world, either_cache, place, monkeypatch
+):
     cache = either_cache
     for free, key in ((10, "a"), (9, "b")):
         fill(cache, expect_miss(cache.look(key)), free, key=key)
-    interrupted(monkeypatch, redis.Connection, place)
-    with pytest.raises(KeyboardInterrupt):
+    interrupted(monkeypatch, world, place)
+    with pytest.raises(world.interrupt):
         cache.read("a")
 
     for _ in range(3):
@@ -753,20 +803,23 @@ def test_who_is_interrupted_leaves_no_answer_to_the_next_one(either_cache, place
 
 @pytest.mark.parametrize("place", ["on_connect", "on_connect_check_health"])
 def test_who_is_interrupted_as_the_connection_is_made_leaves_none_half_made(
-    open_cache, place, monkeypatch
+    world, open_cache, place, monkeypatch
 ):
-    if not hasattr(redis.Connection, place):
+    if not hasattr(world.connection, place):
         pytest.skip("this redis-py has no such step")
     cache = open_cache()
-    interrupted(monkeypatch, redis.Connection, place)
-    with suppress(KeyboardInterrupt):
+    interrupted(monkeypatch, world, place)
+    with suppress(world.interrupt):
         cache.read(KEY)
 
     fill(cache, expect_miss(cache.read(KEY)), 10)
     expect_fresh(cache.read(KEY), 10)
 
 
-def test_a_child_does_not_wait_for_a_mutex_that_another_thread_had_at_the_fork(cache):
+def test_a_child_does_not_wait_for_a_mutex_that_another_thread_had_at_the_fork(
+    redis_server, redis_prefix
+):
+    cache = RedisCache(redis_server.url, prefix=redis_prefix)
     cache.read(KEY)
     pool = cache._server._owned
     forking, forked = threading.Event(), threading.Event()
@@ -784,6 +837,7 @@ def test_a_child_does_not_wait_for_a_mutex_that_another_thread_had_at_the_fork(c
     finally:
         forked.set()
         holder.join(60)
+        cache.close()
 
 
 def test_a_clear_is_sent_although_another_thread_has_just_waited_in_vain(proxied, monkeypatch):
@@ -806,13 +860,13 @@ def test_a_clear_is_sent_although_another_thread_has_just_waited_in_vain(proxied
     assert proxy.count(b"list:" + KEY.encode()) >= 2
 
 
-def test_a_name_with_many_dead_addresses_costs_no_more_than_one(monkeypatch):
+def test_a_name_with_many_dead_addresses_costs_no_more_than_one(world, monkeypatch):
     monkeypatch.setattr("slotcache.redis.bounds.BUDGET", 0.25)
     with ExitStack() as stack:
         full = [stack.enter_context(a_listener_that_takes_nobody()) for _ in range(4)]
         families = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in full]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: families)
-        cache = stack.enter_context(RedisCache("redis://many.example"))
+        cache = stack.enter_context(world.cache("redis://many.example"))
         began = time.monotonic()
 
         with pytest.raises(BackendError):
@@ -902,9 +956,9 @@ def test_an_error_tells_what_to_do(proxied, answer, advice):
         cache.read(KEY)
 
 
-def test_no_error_tells_the_password(redis_server):
+def test_no_error_tells_the_password(world, redis_server):
     with (
-        RedisCache(f"redis://shop:secret@127.0.0.1:{redis_server.port}") as cache,
+        world.cache(f"redis://shop:secret@127.0.0.1:{redis_server.port}") as cache,
         pytest.raises(BackendError, match="a user and password that it knows") as failed,
     ):
         cache.read(KEY)
@@ -933,10 +987,10 @@ def test_a_user_needs_few_rights(own_redis):
 # Connections.
 
 
-def test_a_server_is_reached_by_a_unix_socket(redis_program):
+def test_a_server_is_reached_by_a_unix_socket(world, redis_program):
     with tempfile.TemporaryDirectory() as folder:  # a short path: 108 bytes at most
         path = f"{folder}/socket"
-        with RedisServer("--unixsocket", path), RedisCache(f"unix://{path}") as cache:
+        with RedisServer("--unixsocket", path), world.cache(f"unix://{path}") as cache:
             fill(cache, expect_miss(cache.read(KEY)), 10)
             expect_fresh(cache.read(KEY), 10)
 
@@ -950,21 +1004,20 @@ def test_who_lacks_redis_is_told_what_to_install():
     assert "pip install 'slotcache[redis]'" in done.stderr
 
 
-def test_closing_closes_what_was_made(own_redis):
+def test_closing_closes_what_was_made(world, own_redis):
     def connections():
         return int(own_redis.command("INFO", "clients").split(b"connected_clients:")[1].split()[0])
 
-    with closing(client(own_redis.url)) as given:
-        with RedisCache(given) as cache:
-            cache.read(KEY)
-        with RedisCache(own_redis.url) as another:
-            another.read(KEY)
-            another.locks().acquire(KEY, ttl=LONG)
-            eventually(lambda: connections() == 3)
+    given = world.client(own_redis.url)
+    with world.cache(given) as cache:
+        cache.read(KEY)
+    with world.cache(own_redis.url) as another:
+        another.read(KEY)
+        another.locks().acquire(KEY, ttl=LONG)
+        eventually(lambda: connections() == 3)
 
-        eventually(lambda: connections() == 2)
-        assert given.ping()
-
+    eventually(lambda: connections() == 2)
+    world.close(given)
     eventually(lambda: connections() == 1)
 
 

@@ -6,6 +6,8 @@ one that happens once. The table in docs/explanation/failures.md is this one:
     python3 -m tests.test_redis_faults     writes it
 """
 
+import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import pytest
 
 from slotcache import AvailabilityPolicy, SlotAvailabilityService
 from slotcache.redis import RedisCache, RedisLocks
+from tests.support.clients import WORLDS, World
 from tests.support.processes import eventually
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, free_port
@@ -245,6 +248,20 @@ ROWS = (
 )
 
 
+ON_ASYNCIO = {
+    *("refuses connections", "does not answer", "breaks off an answer", "answers something else"),
+    *("resets a connection", "was killed, and starts empty", "is read-only"),
+}
+"""What differs there: how connections are made, waited for, and ended."""
+
+CASES = [
+    pytest.param(world, row, id=f"{world}, {row.fault}")
+    for world in ("blocking", "asyncio")
+    for row in ROWS
+    if world == "blocking" or row.fault in ON_ASYNCIO
+]
+
+
 class Struck:
     """A backend to which something happens right before an operation, once it is armed."""
 
@@ -265,13 +282,23 @@ class Struck:
             strike()
             return method(*args, **options)
 
-        return struck
+        async def struck_on_asyncio(*args: object, **options: object) -> object:
+            await asyncio.to_thread(strike)
+            return await method(*args, **options)
+
+        return struck_on_asyncio if inspect.iscoroutinefunction(method) else struck
 
 
 @pytest.fixture(scope="module")
 def a_server(redis_program) -> Iterator[RedisServer]:
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def world(request) -> Iterator[World]:
+    with WORLDS[request.param]() as world:
+        yield world
 
 
 @pytest.fixture
@@ -287,17 +314,16 @@ def stage(a_server, redis_prefix, monkeypatch) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault)
-def test_a_server_that(row, operation, stage):
+@pytest.mark.parametrize(("world", "row"), CASES, indirect=["world"])
+def test_a_server_that(world, row, operation, stage):
     shelf = Shelf()
     with ExitStack() as close:
         url = f"redis://shop:right@127.0.0.1:{stage.proxy.port}"
-        cache = Struck(close.enter_context(RedisCache(url, prefix=stage.prefix)))
+        cache = Struck(world.backend(url, prefix=stage.prefix))
+        close.callback(world.close, cache)
         locks = Struck(cache.locks())
         policy = AvailabilityPolicy(ttl=600)
-        here = close.enter_context(
-            SlotAvailabilityService(shelf, cache=cache, locks=locks, policy=policy)
-        )
+        here = close.enter_context(world.service(shelf, cache=cache, locks=locks, policy=policy))
         direct = close.enter_context(RedisCache(stage.server.url, prefix=stage.prefix))
         elsewhere = SlotAvailabilityService(shelf, cache=direct, policy=policy)
         here.clear_availability_cache()  # all scripts have run once, unless they are forgotten

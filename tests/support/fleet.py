@@ -89,7 +89,7 @@ class Branch(Shop):
 
     def bound(self, seconds: float) -> None:
         """Take a server that has not answered by then for one that does not answer."""
-        bounds.BUDGET = seconds  # type: ignore[attr-defined]
+        bounds.BUDGET = seconds
 
     def health(self) -> Health:
         return self._service.health()
@@ -186,7 +186,7 @@ class PreFork:
     def __init__(
         self, _passing: Callable[[str], None], folder: Path, url: str, prefix: str, processes: int
     ) -> None:
-        bounds.BUDGET = PATIENCE  # type: ignore[attr-defined]
+        bounds.BUDGET = PATIENCE
         self._processes = processes
         self._slots = SqlSlots.sqlite(folder / "forked.db")
         self._slots.create_tables()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slotcache.redis.cache import RedisCache
-from slotcache.redis.locks import RedisLocks
+from slotcache.redis.cache import AsyncRedisCache, RedisCache
+from slotcache.redis.locks import AsyncRedisLocks, RedisLocks
 
-__all__ = ["RedisCache", "RedisLocks"]
+__all__ = ["AsyncRedisCache", "AsyncRedisLocks", "RedisCache", "RedisLocks"]

@@ -3,65 +3,30 @@
 The client library's own bounds are not enough. Its time-out is one of each `recv`, so a reply that
 trickles in takes as long as it likes, and connecting, greeting and asking have one each. So what a
 call does on connections that are made here, from a URL, shares one deadline. Clients that are given
-keep their own time-outs, and are refused if those could keep a reader waiting.
+keep their own time-outs, and are refused if those could keep a reader waiting. On asyncio none of
+this is needed: whatever a call does there can be ended from outside.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import redis
 from redis.connection import parse_url
-from redis.sentinel import SentinelConnectionPool
+from redis.exceptions import ResponseError
 
 from slotcache.trouble import BUDGET
 
-__all__ = ["Deadline", "bounded_pool", "wrong_with"]
-
-
-def wrong_with(client: Any) -> list[str]:
-    """Return what to make this client with, lest it keep a reader waiting or read what may lag."""
-    if isinstance(client, redis.RedisCluster):
-        node = client.get_redis_connection(client.get_default_node())
-        wrong = [*_wrong_with_cluster(client), *_wrong_with_pool(node.connection_pool)]
-    else:
-        wrong = list(_wrong_with_pool(client.connection_pool))
-        if client.connection is not None:
-            wrong.append("single_connection_client=False")
-    return list(dict.fromkeys(wrong))
-
-
-def _wrong_with_cluster(client: redis.RedisCluster) -> Iterator[str]:
-    if client.retry.get_retries():
-        yield _NO_RETRY
-    if client.read_from_replicas or client.load_balancing_strategy is not None:
-        yield "read_from_replicas=False, load_balancing_strategy=None"
-
-
-def _wrong_with_pool(pool: redis.ConnectionPool) -> Iterator[str]:
-    like_all = pool.connection_class(**pool.connection_kwargs)  # and not connected to anything
-    for name in ("socket_timeout", "socket_connect_timeout"):
-        seconds = getattr(like_all, name)
-        if seconds is None or not 0 < seconds <= BUDGET:
-            yield f"{name}={BUDGET:g}"
-    if like_all.retry.get_retries():
-        yield _NO_RETRY
-    if "NOSCRIPT".encode(like_all.encoder.encoding) != b"NOSCRIPT":
-        yield "encoding='utf-8'"
-    if isinstance(pool, redis.BlockingConnectionPool) and not 0 <= (pool.timeout or -1) <= BUDGET:
-        yield f"BlockingConnectionPool(timeout={BUDGET:g})"
-    if isinstance(pool, SentinelConnectionPool) and not pool.is_master:
-        yield "Sentinel.master_for"
-
-
-_NO_RETRY = "retry=Retry(NoBackoff(), 0)"
+__all__ = ["BUDGET", "AsyncDeadline", "Deadline", "ask", "bounded_pool", "defaults"]
 
 
 def bounded_pool(url: str, deadline: Deadline) -> redis.ConnectionPool:
@@ -72,21 +37,45 @@ def bounded_pool(url: str, deadline: Deadline) -> redis.ConnectionPool:
     """
     options = parse_url(url)
     kind = _BOUNDED[options.pop("connection_class", redis.Connection)]
-    defaults = {
+    pool = {**defaults(redis.connection.AbstractConnection), **options, "deadline": deadline}
+    return redis.ConnectionPool(kind, **pool)
+
+
+def ask(pool: redis.ConnectionPool, parts: tuple[str | bytes, ...]) -> Any:
+    """Send a command, and return its reply; whatever interrupts that ends the connection."""
+    try:
+        connection = pool.get_connection()
+    except BaseException:
+        pool.disconnect(inuse_connections=False)  # it may have been left there half made
+        raise
+    is_in_step = False
+    try:
+        connection.send_command(*parts)
+        reply = connection.read_response(disable_decoding=True)
+        is_in_step = True
+    except ResponseError:
+        is_in_step = True
+        raise
+    finally:
+        if not is_in_step:
+            connection.disconnect()
+        pool.release(connection)
+    return reply
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """Return the options of connections of this kind, where a URL has no others."""
+    known = signature(kind).parameters
+    return {
         # Without RESP3 and a name a connection needs no greeting, so no time for one; and no push
         # can lengthen its time-outs.
         "protocol": 2,
-        **_NAMELESS,
+        **dict.fromkeys({"driver_info"} & known.keys() or {"lib_name", "lib_version"}),
         "socket_timeout": BUDGET,
         "socket_connect_timeout": BUDGET,
-        # As many as there are threads: with fewer, some would be refused in a rush.
+        # As many as there are callers: with fewer, some would be refused in a rush.
         "max_connections": 2**31,
     }
-    return redis.ConnectionPool(kind, **{**defaults, **options, "deadline": deadline})
-
-
-_PARAMETERS = signature(redis.connection.AbstractConnection.__init__).parameters
-_NAMELESS = dict.fromkeys({"driver_info"} & _PARAMETERS.keys() or {"lib_name", "lib_version"})
 
 
 class Deadline(threading.local):
@@ -100,9 +89,9 @@ class Deadline(threading.local):
     _instant = math.inf
 
     @contextmanager
-    def ahead(self) -> Iterator[None]:
+    def ahead(self, seconds: float) -> Iterator[None]:
         """Set it, for what is done in this context."""
-        self._instant = time.monotonic() + BUDGET
+        self._instant = time.monotonic() + seconds
         try:
             yield
         finally:
@@ -118,6 +107,46 @@ class Deadline(threading.local):
         if left <= 0:
             raise TimeoutError(f"no answer within {BUDGET:g} s")
         return min(left, BUDGET)
+
+
+class AsyncDeadline:
+    """`Deadline` of the call that this task makes.
+
+    Args:
+        longest: How many seconds a call may take at most, whoever makes it.
+    """
+
+    def __init__(self, longest: float = math.inf) -> None:
+        self._longest = longest
+        self._silent: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
+
+    @property
+    def silent_since(self) -> float:
+        """When this task last waited in vain."""
+        return self._silent.get(_this_task(), -math.inf)
+
+    @silent_since.setter
+    def silent_since(self, instant: float) -> None:
+        self._silent[_this_task()] = instant
+
+    @asynccontextmanager
+    async def ahead(self, seconds: float) -> AsyncIterator[None]:
+        """As `Deadline.ahead`; what is done in this context is ended by it.
+
+        Raises:
+            TimeoutError: It was.
+        """
+        try:
+            async with asyncio.timeout(min(seconds, self._longest)):
+                yield
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {BUDGET:g} s") from None
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "asyncio runs every coroutine in a task"
+    return task
 
 
 if TYPE_CHECKING:

@@ -22,12 +22,13 @@ from slotcache.availability import Availability
 from slotcache.codec import decode, encode
 from slotcache.errors import BackendError
 from slotcache.protocols import Entry, Generation, Miss, random_epoch
-from slotcache.redis.locks import RedisLocks
+from slotcache.redis.given import Address, AsyncAddress
+from slotcache.redis.locks import AsyncRedisLocks, RedisLocks
 from slotcache.redis.scripts import CLEAR, CLEAR_ALL, FILL, LONGEST, LOOK, Call
-from slotcache.redis.server import Address, Server, as_key, names
+from slotcache.redis.server import AsyncServer, Server, as_key, names
 from slotcache.trouble import BUDGET
 
-__all__ = ["RedisCache"]
+__all__ = ["AsyncRedisCache", "RedisCache"]
 
 _RECORD_LIFE = b"3600000"  # milliseconds: an hour
 _SECOND = 1_000_000  # microseconds
@@ -200,8 +201,7 @@ class RedisCache(_Lists):
 
     def read(self, key: str) -> Entry | Miss:
         """Return the fresh entry, or a `Miss` that tells the generation seen."""
-        found, is_fresh = self._look(key)
-        return found.copy if is_fresh and found.copy is not None else found
+        return _fresh(*self._look(key))
 
     def look(self, key: str) -> Miss:
         """Return a `Miss` although the entry may be fresh. A new key gets a record."""
@@ -247,6 +247,92 @@ class RedisCache(_Lists):
     def _look(self, key: str) -> tuple[Miss, bool]:
         look = self._looking(key)
         return self._looked(look, self._server.run(look.call))
+
+
+class AsyncRedisCache(_Lists):
+    """`RedisCache` on asyncio: it shares lists and locks with those of the same server and prefix.
+
+    It may be used in any number of event loops, at once or one after the other, and makes its
+    connections in each; they end with the loop, or with `close`. A call takes 0.25 s at most,
+    whatever the server is given by, and may be cancelled at any time: what it did then is unknown,
+    and the next one is not disturbed.
+
+    Args:
+        server: A URL, or a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster` client, which
+            belongs to one event loop.
+        prefix: What its keys begin with.
+        maxsize: How many lists each process keeps decoded.
+        epoch: Makes the random part of a new record's generation.
+
+    Raises:
+        TypeError: As `RedisCache`.
+        ValueError: As `RedisCache`.
+    """
+
+    def __init__(
+        self,
+        server: AsyncAddress,
+        *,
+        prefix: str = "slotcache",
+        maxsize: int = 100,
+        epoch: Callable[[], int] = random_epoch,
+    ) -> None:
+        super().__init__(prefix, maxsize, epoch)
+        self._server = AsyncServer.at(server)
+        self._locks = AsyncRedisLocks(self._server, prefix=prefix)
+
+    async def read(self, key: str) -> Entry | Miss:
+        """As `RedisCache.read`."""
+        return _fresh(*await self._look(key))
+
+    async def look(self, key: str) -> Miss:
+        """As `RedisCache.look`."""
+        return (await self._look(key))[0]
+
+    async def fill(
+        self,
+        key: str,
+        miss: Miss,
+        availability: Availability,
+        *,
+        ttl: float,
+        stale_ttl: float,
+        valid_for: float | None = None,
+    ) -> Entry | None:
+        """As `RedisCache.fill`."""
+        fill = self._filling(key, miss, availability, ttl, stale_ttl, valid_for)
+        return None if fill is None else self._filled(fill, await self._server.run(fill.call))
+
+    async def clear(self, key: str) -> None:
+        """As `RedisCache.clear`."""
+        await self._server.run(self._clearing(key))
+
+    async def clear_all(self) -> None:
+        """As `RedisCache.clear_all`."""
+        await self._server.run(self._clearing_all())
+
+    def locks(self) -> AsyncRedisLocks:
+        """As `RedisCache.locks`."""
+        return self._locks
+
+    async def close(self) -> None:
+        """As `RedisCache.close`, of those connections that were made in the running loop."""
+        self._kept.clear()
+        await self._server.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def _look(self, key: str) -> tuple[Miss, bool]:
+        look = self._looking(key)
+        return self._looked(look, await self._server.run(look.call))
+
+
+def _fresh(found: Miss, is_fresh: bool) -> Entry | Miss:
+    return found.copy if is_fresh and found.copy is not None else found
 
 
 def _decoded(data: object, generation: Generation) -> Availability | None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
 import time
 from collections import deque
-from typing import Any, TypeAlias
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-try:
-    import redis
-except ImportError as error:
-    raise ImportError(
-        "slotcache.redis needs redis, 6.4 or later: pip install 'slotcache[redis]'"
-    ) from error
-
-from redis.client import NEVER_DECODE, Pipeline
-from redis.cluster import ClusterPipeline
+import redis
+import redis.asyncio
+from redis.client import NEVER_DECODE
 from redis.exceptions import (
     AuthenticationError,
     MovedError,
@@ -25,21 +21,30 @@ from redis.exceptions import (
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
-    ResponseError,
 )
 
 from slotcache._fork import forget_after_fork
 from slotcache.errors import BackendError
-from slotcache.redis.bounds import Deadline, bounded_pool, wrong_with
+from slotcache.redis import bounds
+from slotcache.redis.bounds import AsyncDeadline, Deadline, bounded_pool
+from slotcache.redis.given import (
+    Address,
+    AsyncAddress,
+    async_client,
+    blocking_client,
+    refuse,
+    wrong_with,
+    wrong_with_async,
+)
+from slotcache.redis.loops import Connections
 from slotcache.redis.scripts import Call
-from slotcache.trouble import BUDGET
+from slotcache.worlds import run, running_loop
 
-__all__ = ["Address", "Server", "as_key", "names"]
+__all__ = ["AsyncServer", "Server", "as_key", "names"]
 
 _log = logging.getLogger("slotcache")
 
-Address: TypeAlias = "str | redis.Redis | redis.RedisCluster"
-"""What a user gives: a URL, or a client."""
+ReturnT = TypeVar("ReturnT")
 
 _ADVICE = {
     AuthenticationError: "give it a user and password that it knows, or none if it has none",
@@ -54,7 +59,96 @@ _OWED_FOR = 60.0
 _PAUSE = 1.0
 
 
-class Server:
+class _Calls:
+    """What becomes of calls to a server: one text for both worlds.
+
+    Nothing in it waits but what its heirs do, `_in_time`, `_ask` and `_drop_connections`. Those of
+    the blocking world never do.
+    """
+
+    _deadline: Deadline | AsyncDeadline
+
+    def __init__(self) -> None:
+        self._after_fork()
+        forget_after_fork(self)
+
+    def _after_fork(self) -> None:
+        self._owed: deque[tuple[float, Call]] = deque()
+        self._answered = self._pays_from = -math.inf
+
+    def owe(self, call: Call) -> None:
+        """Have this run as soon as the server answers again, unless that takes too long."""
+        self._owed.append((time.monotonic(), call))
+
+    async def _call(self, call: Call) -> Any:
+        began = time.monotonic()
+        silent_since = self._deadline.silent_since
+        if began - silent_since < _MOMENT and silent_since > self._answered:
+            # One time-out a read: the next call of the same flow does not wait for another one.
+            raise BackendError("it did not answer a moment ago")
+        try:
+            result = await self._in_time(bounds.BUDGET, self._run(call))
+        except Exception as error:  # whatever a library makes of whatever was sent to it
+            self._noticed(error, time.monotonic() - began)
+            raise BackendError(_told(error)) from error
+        self._answered = time.monotonic()
+        await self._pay(self._answered - began)
+        return result
+
+    async def _pay(self, took: float) -> None:
+        """Run one of what is owed, now that the server has answered, if it did so in good time."""
+        if took > _MOMENT or self._answered < self._pays_from:
+            return
+        try:
+            since, owed = self._owed.popleft()
+        except IndexError:
+            return
+        try:
+            if self._answered - since < _OWED_FOR:
+                await self._in_time(bounds.BUDGET - took, self._run(owed))
+        except BaseException as error:
+            self._owed.append((since, owed))
+            if not isinstance(error, Exception):
+                raise
+            _log.info("what is owed to a server could not be done yet: %r", error)
+            self._pays_from = time.monotonic() + _PAUSE
+
+    async def _run(self, call: Call) -> Any:
+        nonce = secrets.token_bytes(8)
+        parts = (b"%d" % len(call.keys), *call.keys, nonce, *call.arguments)
+        try:
+            try:
+                reply = await self._ask("EVALSHA", call.script.sha, *parts)
+            except NoScriptError:  # a new server, a restarted one, or SCRIPT FLUSH
+                reply = await self._ask("EVAL", call.script.source, *parts)
+        except ReadOnlyError:
+            # Its name may lead to another server by now, and a new connection there.
+            await self._drop_connections()
+            raise
+        if not isinstance(reply, list) or len(reply) != 2 or reply[0] != nonce:
+            await self._drop_connections()
+            raise ValueError(f"this answers no call of ours, or another one: {reply!r:.80}")
+        return reply[1]
+
+    def _noticed(self, error: Exception, seconds: float) -> None:
+        # A cluster client tells of time-outs in other words.
+        if isinstance(error, TimeoutError | redis.TimeoutError) or seconds >= bounds.BUDGET:
+            self._deadline.silent_since = time.monotonic()
+
+    async def _in_time(self, seconds: float, asking: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+        """Ask, within so many seconds."""
+        raise NotImplementedError
+
+    async def _ask(self, *parts: str | bytes) -> Any:
+        """Send a command, and return its reply."""
+        raise NotImplementedError
+
+    async def _drop_connections(self) -> None:
+        """Close those that nobody is using."""
+        raise NotImplementedError
+
+
+class Server(_Calls):
     """What scripts and commands are sent to.
 
     Args:
@@ -71,16 +165,14 @@ class Server:
         return address if isinstance(address, Server) else cls(address)
 
     def __init__(self, address: Address) -> None:
-        self._deadline = Deadline()
+        self._deadline: Deadline = Deadline()
         self._url = address if isinstance(address, str) else None
-        self._client: Any = None if self._url is not None else _checked(address)
-        self._after_fork()
-        _refuse_unbounded(self._client, is_url=self._url is not None)
-        forget_after_fork(self)
+        self._client: Any = None if self._url is not None else blocking_client(address)
+        super().__init__()
+        refuse(wrong_with(self._client), is_url=self._url is not None)
 
     def _after_fork(self) -> None:
-        self._owed: deque[tuple[float, Call]] = deque()
-        self._answered = self._pays_from = -math.inf
+        super()._after_fork()
         self._owned = None
         if self._url is not None:
             # A new pool: another thread may have had the mutex of the old one.
@@ -93,100 +185,109 @@ class Server:
         Raises:
             BackendError: It failed, or may have run and not answered in time.
         """
-        began = time.monotonic()
-        silent_since = self._deadline.silent_since
-        if began - silent_since < _MOMENT and silent_since > self._answered:
-            # One time-out a read: the next call of the same flow does not wait for another one.
-            raise BackendError("it did not answer a moment ago")
-        with self._deadline.ahead():
-            try:
-                result = self._run(call)
-            except Exception as error:  # whatever a library makes of whatever was sent to it
-                self._noticed(error, time.monotonic() - began)
-                raise BackendError(_told(error)) from error
-            self._answered = time.monotonic()
-            self._pay(self._answered - began)
-        return result
-
-    def owe(self, call: Call) -> None:
-        """Have this run as soon as the server answers again, unless that takes too long."""
-        self._owed.append((time.monotonic(), call))
+        return run(self._call(call))
 
     def close(self) -> None:
         """Close the connections that were made here. The next call makes a new one."""
         if self._owned is not None:
             self._owned.disconnect()
 
-    def _pay(self, took: float) -> None:
-        """Run one of what is owed, now that the server has answered, if it did so in good time."""
-        if took > _MOMENT or self._answered < self._pays_from:
-            return
-        try:
-            since, owed = self._owed.popleft()
-        except IndexError:
-            return
-        try:
-            if self._answered - since < _OWED_FOR:
-                self._run(owed)
-        except Exception as error:
-            _log.info("what is owed to a server could not be done yet: %r", error)
-            self._owed.append((since, owed))
-            self._pays_from = time.monotonic() + _PAUSE
+    async def _in_time(self, seconds: float, asking: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+        with self._deadline.ahead(seconds):
+            return await asking
 
-    def _run(self, call: Call) -> Any:
-        nonce = secrets.token_bytes(8)
-        parts = (b"%d" % len(call.keys), *call.keys, nonce, *call.arguments)
-        try:
-            reply = self._ask("EVALSHA", call.script.sha, *parts)
-        except NoScriptError:  # a new server, a restarted one, or SCRIPT FLUSH
-            reply = self._ask("EVAL", call.script.source, *parts)
-        if not isinstance(reply, list) or len(reply) != 2 or reply[0] != nonce:
-            self._drop_connections()
-            raise ValueError(f"this answers no call of ours, or another one: {reply!r:.80}")
-        return reply[1]
-
-    def _ask(self, *parts: str | bytes) -> Any:
+    async def _ask(self, *parts: str | bytes) -> Any:
         if self._owned is None:
             # As its owner sends commands: subclasses and instrumentation see them.
             return self._client.execute_command(*parts, **{NEVER_DECODE: True})
-        return _asked(self._owned, parts)
+        return bounds.ask(self._owned, parts)
 
-    def _noticed(self, error: Exception, seconds: float) -> None:
-        # A cluster client tells of time-outs in other words.
-        if isinstance(error, redis.TimeoutError) or seconds >= BUDGET:
-            self._deadline.silent_since = time.monotonic()
-        if isinstance(error, ReadOnlyError):
-            # Its name may lead to another server by now, and a new connection there.
-            self._drop_connections()
-
-    def _drop_connections(self) -> None:
-        """Close those that nobody is using."""
+    async def _drop_connections(self) -> None:
         if isinstance(self._client, redis.RedisCluster):
             self._client.disconnect_connection_pools()
         else:
             self._client.connection_pool.disconnect(inuse_connections=False)
 
 
-def _asked(pool: redis.ConnectionPool, parts: tuple[str | bytes, ...]) -> Any:
-    """Send a command, and return its reply; whatever interrupts that ends the connection."""
-    try:
-        connection = pool.get_connection()
-    except BaseException:
-        pool.disconnect(inuse_connections=False)  # it may have been left there half made
-        raise
-    is_in_step = False
-    try:
-        connection.send_command(*parts)
-        reply = connection.read_response(disable_decoding=True)
-        is_in_step = True
-    except ResponseError:
-        is_in_step = True
-        raise
-    finally:
-        if not is_in_step:
-            connection.disconnect()
-        pool.release(connection)
-    return reply
+class AsyncServer(_Calls):
+    """`Server` on asyncio, for any number of event loops.
+
+    Args:
+        address: A URL, or a client of `redis.asyncio`, for the loop that this one belongs to; an
+            `AsyncServer` is that server.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: A client that could keep a reader waiting, or reads what may lag.
+    """
+
+    @classmethod
+    def at(cls, address: AsyncAddress | AsyncServer) -> AsyncServer:
+        """As `Server.at`."""
+        return address if isinstance(address, AsyncServer) else cls(address)
+
+    def __init__(self, address: AsyncAddress) -> None:
+        self._left: set[asyncio.Task[Any]] = set()
+        if isinstance(address, str):
+            self._owned: Connections | None = Connections(address)
+            self._deadline: AsyncDeadline = AsyncDeadline(self._owned.longest)
+        else:
+            self._owned, self._deadline = None, AsyncDeadline()
+            self._client = async_client(address)
+            refuse(wrong_with_async(self._client), is_url=False)
+        super().__init__()
+
+    async def run(self, call: Call) -> Any:
+        """As `Server.run`.
+
+        Raises:
+            RuntimeError: No event loop of asyncio runs here.
+        """
+        running_loop()
+        return await self._call(call)
+
+    async def close(self) -> None:
+        """As `Server.close`, of those of the running loop."""
+        running_loop()
+        if self._owned is not None:
+            await self._owned.drop_idle()
+
+    async def _in_time(self, seconds: float, asking: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+        async with self._deadline.ahead(seconds):
+            return await asking
+
+    async def _ask(self, *parts: str | bytes) -> Any:
+        if self._owned is not None:
+            return await self._owned.ask(*parts)
+        return await self._apart(self._client.execute_command(*parts, **{NEVER_DECODE: True}))
+
+    async def _drop_connections(self) -> None:
+        if self._owned is not None:
+            await self._owned.drop_idle()
+        elif isinstance(self._client, redis.asyncio.RedisCluster):
+            await self._apart(self._client.aclose())
+        else:
+            await self._apart(self._client.connection_pool.disconnect(inuse_connections=False))
+
+    async def _apart(self, work: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+        """Have a client do this in a task of its own.
+
+        Who is cancelled meanwhile, even twice, cancels that once, and leaves it to tidy up: the
+        client may need more than one step for it, and may take a cancellation for nothing.
+        """
+        task = asyncio.create_task(work)
+        self._left.add(task)
+        task.add_done_callback(self._has_ended)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+        return task.result()
+
+    def _has_ended(self, task: asyncio.Task[Any]) -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # who has left it does not ask for that, and asyncio would complain
 
 
 def names(prefix: str, *kinds: str) -> tuple[str, ...]:
@@ -206,31 +307,6 @@ def names(prefix: str, *kinds: str) -> tuple[str, ...]:
 def as_key(prefix: str, name: str) -> bytes:
     """Return the key of this name. Whatever str it is, it has a key of its own."""
     return f"{prefix}{name}".encode("utf-8", "surrogatepass")
-
-
-def _checked(client: object) -> object:
-    is_pipeline = isinstance(client, Pipeline | ClusterPipeline)
-    if isinstance(client, redis.Redis | redis.RedisCluster) and not is_pipeline:
-        return client
-    raise TypeError(
-        "server must be a URL such as 'redis://localhost:6379/0' (of Valkey, too), or a blocking "
-        f"client, redis.Redis or redis.RedisCluster, not {client!r:.80}"
-    )
-
-
-def _refuse_unbounded(client: Any, *, is_url: bool) -> None:
-    try:
-        wrong = wrong_with(client)
-    except TypeError as error:
-        raise ValueError(f"an option is not known, in the URL or to the pool: {error}") from error
-    if not wrong:
-        return
-    what = "the options in this URL" if is_url else "this client"
-    instead = "Leave them out" if is_url else "Give a URL"
-    raise ValueError(
-        f"{what} could keep a reader waiting, run a command twice, or read from a server that "
-        f"lags. {instead}, or make it with {', '.join(wrong)}"
-    )
 
 
 def _told(error: Exception) -> str:
