@@ -36,6 +36,7 @@ SOAK = {
 }
 # The examples that start a server; all others get by with less.
 NEED_SERVERS = {"many_processes"}
+SERVED = {"fastapi_app"}  # by a web server: its docstring says how
 
 
 def main(argv: "list[str]") -> int:
@@ -256,7 +257,7 @@ def script(folder: str, name: str) -> str:
 
 def scripts(folder: str) -> "dict[str, str]":
     paths = sorted((ROOT / folder).glob("[!_]*.py"))
-    return {path.stem: str(path) for path in paths}
+    return {path.stem: str(path) for path in paths if path.stem not in SERVED}
 
 
 def lock_file(name: str) -> Path:

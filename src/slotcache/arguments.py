@@ -18,6 +18,7 @@ __all__ = [
     "check_limit",
     "check_slot_id",
     "check_state",
+    "check_storable",
     "checked_ids",
     "checked_places",
     "checked_text",
@@ -51,7 +52,7 @@ def check_slot_id(slot_id: object, id_type: type[SlotId]) -> None:
     if isinstance(slot_id, int) and not -_INT64 <= slot_id < _INT64:
         raise ValueError(f"slot_id must be an int of 64 bits, not {slot_id}")
     if isinstance(slot_id, str):
-        _check_storable("slot_id", slot_id)
+        check_storable("slot_id", slot_id)
 
 
 def lasting(ttl: object, policy: HoldPolicy) -> float:
@@ -134,11 +135,11 @@ def checked_text(name: str, value: str | None) -> str | None:
         raise ValueError(
             f"{name} must have 1 to {_MAX_TEXT} characters, not {len(value)}: write None for none"
         )
-    _check_storable(name, value)
+    check_storable(name, value)
     return value
 
 
-def _check_storable(name: str, text: str) -> None:
+def check_storable(name: str, text: str) -> None:
     """Refuse what PostgreSQL, or any encoding, has no room for: the same on every database."""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{name} {text!r} has a NUL or half of a surrogate pair: leave it out")

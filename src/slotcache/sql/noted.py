@@ -66,6 +66,15 @@ class Noted:
             sa.event.remove(self._connection, event, listener)
         self._connection.execution_options(**{_NOTED: None})
 
+    @property
+    def has_committed(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self._to_tell)
+
+    def close(self) -> None:
+        """Give the connection back to its pool."""
+        self._connection.close()
+
     def take(self) -> list[_Note]:
         """Return what was noted and committed, which is then in the caller's hands."""
         taken, self._to_tell = self._to_tell, []
@@ -95,11 +104,16 @@ class Noted:
 
 
 class _SessionEnd:
-    """Tells what was noted on the connections of a session, whenever its transaction is over."""
+    """Tells what was noted on the connections of a session, whenever its transaction is over.
+
+    SQLAlchemy says that only once it has given the connections back, and never if a cancellation, or
+    a signal, cuts in there. So after a COMMIT it is done here, for the first time.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = weakref.ref(session)
         self._noted: list[Noted] = []
+        sa.event.listen(session, "after_commit", self._committed, insert=True)
         sa.event.listen(session, "after_transaction_end", self._end, insert=True)
 
     def is_of(self, session: Session) -> bool:
@@ -108,11 +122,26 @@ class _SessionEnd:
     def add(self, noted: Noted) -> None:
         self._noted.append(noted)
 
+    def _committed(self, _session: Session) -> None:
+        if not any(noted.has_committed for noted in self._noted):
+            return  # it was a savepoint that was released
+        try:
+            self._noted[0].waits.to_its_end(self._give_back)
+        finally:
+            self._tell()
+
+    def _give_back(self) -> None:
+        for noted in self._noted:
+            noted.close()
+
     def _end(self, _session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:  # the root's, which has just given its connections back
-            ended, self._noted = self._noted, []
-            if ended:
-                ended[0].waits.tell([note for noted in ended for note in noted.take()])
+            self._tell()
+
+    def _tell(self) -> None:
+        ended, self._noted = self._noted, []
+        if ended:
+            ended[0].waits.tell([note for noted in ended for note in noted.take()])
 
 
 def noted_in(connection: sa.Connection) -> Noted | None:

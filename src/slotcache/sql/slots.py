@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from slotcache.arguments import check_storable
 from slotcache.availability import Scope, SlotId, refused_scope
 from slotcache.hook import Hook
 from slotcache.ledger import AsyncHoldTable, Change, HoldRequest, HoldTable, Ledger
@@ -387,6 +388,8 @@ class SqlSlots:
     def _check_scope(self, scope: Scope | None) -> None:
         if scope is not None and type(scope) is not self.scope_type:
             raise refused_scope(scope, self.scope_type)
+        if isinstance(scope, str):
+            check_storable("scope", scope)
 
     def _refuse_existing(
         self, connection: sa.Connection, inserted: Sequence[Mapping[str, Any]]
