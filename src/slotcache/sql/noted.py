@@ -106,8 +106,8 @@ class Noted:
 class _SessionEnd:
     """Tells what was noted on the connections of a session, whenever its transaction is over.
 
-    SQLAlchemy says that only once it has given the connections back, and never if a cancellation, or
-    a signal, cuts in there. So after a COMMIT it is done here, for the first time.
+    SQLAlchemy says that only once it has given the connections back, and never if a cancellation,
+    or a signal, cuts in there. So after a COMMIT they are given back here.
     """
 
     def __init__(self, session: Session) -> None:
