@@ -396,7 +396,7 @@ class TestTheLoopGoesOn:
             policy = AvailabilityPolicy(lock_timeout=0.5)
             assert locks.acquire(f"{policy.key}.lock", ttl=60)
             service = AsyncSlotAvailabilityService(AsyncShelf(), locks=locks, policy=policy)
-            async with ticking(longest=0.3):
+            async with ticking(longest=0.45):
                 assert (await service.read()).source is Source.DIRECT
 
         run(main())
@@ -405,7 +405,7 @@ class TestTheLoopGoesOn:
         async def main() -> None:
             shelf = Shelf()
             shelf.during_load = lambda: time.sleep(0.5)
-            async with AsyncSlotAvailabilityService(shelf) as service, ticking(longest=0.3):
+            async with AsyncSlotAvailabilityService(shelf) as service, ticking(longest=0.45):
                 assert (await service.read()).source is Source.LOADED
 
         run(main())
@@ -417,7 +417,7 @@ class TestTheLoopGoesOn:
             service = AsyncSlotAvailabilityService(
                 AsyncShelf(), cache=FileCache(tmp_path), policy=policy
             )
-            async with service, ticking(longest=0.3):
+            async with service, ticking(longest=0.45):
                 assert (await service.read()).source is Source.DIRECT
                 for _ in range(10):
                     await service.clear_availability_cache()
@@ -430,7 +430,7 @@ class TestTheLoopGoesOn:
                 await slots.create_tables()
                 await slots.add([(1, 30)])
                 holds = AsyncHoldManager(slots, on_change=None)
-                async with ticking(longest=0.3):
+                async with ticking(longest=0.45):
                     with write_lock(tmp_path / "slots.db"):
                         waiting = [asyncio.create_task(holds.create(1)) for _ in range(5)]
                         await asyncio.sleep(0.5)
@@ -447,7 +447,7 @@ class TestTheLoopGoesOn:
             await slots.create_tables()
             await slots.add([(1, 30)])
             holds = AsyncHoldManager(slots, on_change=None)
-            async with ticking(longest=0.3), engine.connect() as other:
+            async with ticking(longest=0.45), engine.connect() as other:
                 await other.execute(sa.text("UPDATE slots SET remaining = remaining"))
                 waiting = [asyncio.create_task(holds.create(1)) for _ in range(3)]
                 await asyncio.sleep(0.5)
@@ -465,7 +465,7 @@ class TestTheLoopGoesOn:
                 await slots.create_tables()
                 await slots.add([(1, 30)])
                 holds = AsyncHoldManager(slots, on_change=lambda scope: time.sleep(0.5))
-                async with ticking(longest=0.3):
+                async with ticking(longest=0.45):
                     await holds.create(1)
                 assert holds.hook_failures == 0
 

@@ -16,7 +16,7 @@ from slotcache.lifecycle import Hold, HoldState
 from slotcache.operations import Operations
 from slotcache.policy import HoldPolicy
 from slotcache.protocols import AsyncInvalidationHook, InvalidationHook, SlotId
-from slotcache.worlds import is_async, run
+from slotcache.worlds import as_a_whole, in_line, is_async, run
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -69,7 +69,9 @@ class HoldManager:
         _check_table(slots, "SqlSlots(engine)", awaited=False)
         if on_change is not None:
             check_hook("on_change", on_change, otherwise=_OTHERWISE)
-        self._operations = Operations(InlineTable(slots), Hook(on_change), policy, call_here)
+        self._operations = Operations(
+            InlineTable(slots), Hook(on_change), policy, call=call_here, whole=in_line
+        )
 
     @property
     def hook_failures(self) -> int:
@@ -409,7 +411,9 @@ class AsyncHoldManager:
         _check_table(slots, "AsyncSqlSlots(engine)", awaited=True)
         if on_change is not None:
             check_hook("on_change", on_change, otherwise=_OTHERWISE, awaits=True)
-        self._operations = Operations(slots, Hook(on_change), policy, call_on_asyncio)
+        self._operations = Operations(
+            slots, Hook(on_change), policy, call=call_on_asyncio, whole=as_a_whole
+        )
 
     @property
     def hook_failures(self) -> int:

@@ -158,6 +158,9 @@ class AsyncHoldTable(Protocol):
     def _within(self, transaction: object, hook: Hook) -> AsyncHoldTable:
         """As `HoldTable._within`."""
 
+    def _here(self) -> AsyncHoldTable:
+        """Return what it is in this task, also if what is done with it is done in another one."""
+
     async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
         """As `HoldTable._read`."""
 
@@ -189,6 +192,9 @@ class InlineTable:
 
     def _within(self, transaction: object, hook: Hook) -> InlineTable:
         return InlineTable(self._table._within(transaction, hook))
+
+    def _here(self) -> InlineTable:
+        return self
 
     async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
         return self._table._read(work, lock_wait=lock_wait)

@@ -8,9 +8,9 @@ on ports that never suspend.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from slotcache.arguments import (
@@ -31,10 +31,19 @@ from slotcache.ledger import AsyncHoldTable, Change, HoldRequest, Ledger
 from slotcache.lifecycle import Hold, HoldState
 from slotcache.policy import LONGEST, HoldPolicy, seconds
 from slotcache.protocols import Scope, SlotId
+from slotcache.worlds import decisive
 
 __all__ = ["Operations"]
 
 T = TypeVar("T")
+
+
+class Whole(Protocol):
+    """How a change and what is told of it are kept together."""
+
+    def __call__(self, work: Coroutine[Any, Any, T], /) -> Awaitable[T]:
+        """Return what the work returns."""
+
 
 _PURGED_AT_ONCE = 1_000
 
@@ -47,18 +56,22 @@ class Operations:
         hook: Told of each scope in which something changed.
         policy: How long holds last, and how long to wait for a locked slot.
         call: How the hook is called.
+        whole: Has a change, and what it is told of, begun and ended.
     """
 
-    def __init__(self, slots: AsyncHoldTable, hook: Hook, policy: HoldPolicy, call: Call) -> None:
+    def __init__(
+        self, slots: AsyncHoldTable, hook: Hook, policy: HoldPolicy, *, call: Call, whole: Whole
+    ) -> None:
         self.hook = hook
         self._slots = slots
         self._policy = policy
         self._call = call
+        self._whole = whole
 
     def within(self, transaction: object) -> Operations:
         """Return the same inside a transaction of a user's."""
         joined = self._slots._within(transaction, self.hook)
-        return Operations(joined, self.hook, self._policy, self._call)
+        return Operations(joined, self.hook, self._policy, call=self._call, whole=self._whole)
 
     async def create(self, slot_id: SlotId, quantity: int, **how: Any) -> Hold:
         """Promise places of one slot."""
@@ -83,8 +96,9 @@ class Operations:
             checked_text("idempotency_key", idempotency_key),
             checked_ids("replaces", replaces),
         )
+        slots = self._slots._here()
         return await self._telling(
-            lambda changed: self._slots._create(request, changed, lock_wait=self._policy.lock_wait)
+            lambda changed: slots._create(request, changed, lock_wait=self._policy.lock_wait)
         )
 
     async def confirm(self, hold_id: UUID, *, reference: str | None, late: str) -> Hold:
@@ -160,22 +174,28 @@ class Operations:
         return forgotten
 
     async def _read(self, work: Callable[[Ledger], T]) -> T:
-        return await self._slots._read(work, lock_wait=self._policy.lock_wait)
+        return await self._slots._here()._read(work, lock_wait=self._policy.lock_wait)
 
     async def _change(self, work: Callable[[Ledger], Change[T]]) -> T:
+        slots = self._slots._here()
         return await self._telling(
-            lambda changed: self._slots._transact(work, changed, lock_wait=self._policy.lock_wait)
+            lambda changed: slots._transact(work, changed, lock_wait=self._policy.lock_wait)
         )
 
     async def _telling(self, work: Callable[[list[Scope | None]], Awaitable[T]]) -> T:
         """Run work that writes down the scopes that it changed, then tell the hook of them."""
-        changed: list[Scope | None] = []
-        try:
-            return await work(changed)
-        finally:
-            # Also when the answer to the commit was lost, or a signal or a cancellation cut in
-            # after it (P8).
-            await tell_all(((self.hook, scope) for scope in changed), self._call)
+
+        async def told() -> T:
+            changed: list[Scope | None] = []
+            try:
+                return await work(changed)
+            finally:
+                # Also when the answer to the commit was lost, or a signal or a cancellation cut in
+                # after it (P8).
+                with decisive():
+                    await tell_all(((self.hook, scope) for scope in changed), self._call)
+
+        return await self._whole(told())
 
 
 def _purge(ledger: Ledger, *, ended: Sequence[UUID]) -> Change[int]:

@@ -45,10 +45,13 @@ class Threads:
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, call: Callable[..., ReturnT], *args: Any, **options: Any) -> Future[ReturnT]:
-        """Have something called; a cancelled future may be too late to prevent it."""
+        """Have something called; a cancelled future may be too late to prevent it.
+
+        It runs in a copy of this context: whose load it is in, say, or whether a caller waits.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="slotcache")
-        return self._pool.submit(call, *args, **options)
+        return self._pool.submit(copy_context().run, call, *args, **options)
 
     async def call(self, call: Callable[..., ReturnT], *args: Any, **options: Any) -> ReturnT:
         """Return what it returns."""
@@ -115,7 +118,8 @@ class ThreadedLocks:
             raise
 
     async def release(self, lock: Lock) -> bool:
-        return await self._threads.call(self._locks.release, lock)
+        # Shielded: a call that waits for its thread would not be made, and the lock not be free.
+        return await asyncio.shield(self._threads.call(self._locks.release, lock))
 
     def _give_back(self, asked: Future[Lock | None]) -> None:
         """Release what was granted to somebody who had gone."""
@@ -166,7 +170,7 @@ class ThreadedClock:
         self.now = clock.now
 
     async def sleep(self, seconds: float) -> None:
-        await self._threads.call(copy_context().run, self._clock.sleep, seconds)
+        await self._threads.call(self._clock.sleep, seconds)
 
     def event(self) -> ThreadedEvent:
         return ThreadedEvent(self._clock.event(), self._threads)
@@ -181,5 +185,4 @@ class ThreadedEvent:
         self.set = event.set
 
     async def wait(self, timeout: float) -> bool:
-        # In this context: a clock may ask whether it is a caller who waits.
-        return await self._threads.call(copy_context().run, self._event.wait, timeout)
+        return await self._threads.call(self._event.wait, timeout)

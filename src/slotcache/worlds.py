@@ -12,7 +12,8 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from typing import Any, TypeVar
@@ -40,11 +41,15 @@ __all__ = [
     "SystemClock",
     "Tasks",
     "TimedEvent",
+    "as_a_whole",
     "current_task",
     "current_thread",
+    "decisive",
     "in_background",
+    "in_line",
     "is_async",
     "is_background",
+    "is_in_a_whole",
     "run",
     "running_loop",
 ]
@@ -55,6 +60,8 @@ is_background: ContextVar[bool] = ContextVar("slotcache.is_background", default=
 """Whether this code runs beside the callers, and not for one of them."""
 
 _PATIENCE = 1.0
+_GRACE = 1.0
+_TIDYING = 5.0
 
 
 def run(flow: Coroutine[Any, Any, ReturnT]) -> ReturnT:
@@ -125,6 +132,94 @@ class Tasks:
             task.cancel()
         if slow:
             await asyncio.wait(slow, timeout=_PATIENCE)
+
+
+class _Whole:
+    """Work that is interrupted once at most.
+
+    Attributes:
+        is_decisive: Whether what it does now has to be known to have happened or not.
+    """
+
+    def __init__(self, is_decisive: bool) -> None:
+        self.is_decisive = is_decisive
+        self._task: asyncio.Task[Any] | None = None
+
+    def is_here(self) -> bool:
+        """Whether this code is part of it, and not of what it has begun elsewhere."""
+        try:
+            return self._task is asyncio.current_task()
+        except RuntimeError:  # a thread
+            return False
+
+    async def run(self, work: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+        """Do it, in a task that runs nothing else."""
+        self._task = asyncio.current_task()
+        _whole.set(self)
+        return await work
+
+    async def end(self, task: asyncio.Task[Any]) -> None:
+        """Interrupt it, and wait until it has ended."""
+        loop = asyncio.get_running_loop()
+        task.add_done_callback(_look_at)
+        alarm = loop.call_later(_GRACE if self.is_decisive else 0, task.cancel)
+        end = loop.time() + _GRACE + _TIDYING
+        while not task.done() and (left := end - loop.time()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task], timeout=left)
+        alarm.cancel()
+        task.cancel()
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Take note of what nobody asks for any more, lest asyncio complain."""
+    if not task.cancelled():
+        task.exception()
+
+
+_whole: ContextVar[_Whole | None] = ContextVar("slotcache.whole", default=None)
+
+
+async def as_a_whole(work: Coroutine[Any, Any, ReturnT], *, is_decisive: bool = False) -> ReturnT:
+    """Do work in a task that hears of one cancellation, and is waited for, however often it comes.
+
+    So it can tidy up: libraries do not bear a second cancellation while they do, and a cancel scope
+    of anyio sends one at each wait. In the midst of what is decisive it does not hear of that one
+    before a second is over. When this returns, or raises, the work has ended, unless it took five
+    seconds to tidy up.
+    """
+    whole = _Whole(is_decisive)
+    task = running_loop().create_task(whole.run(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await whole.end(task)
+        raise
+
+
+@contextmanager
+def decisive() -> Iterator[bool]:
+    """Say that what is done in this context is decisive; False: it is not part of a whole."""
+    whole = _whole.get()
+    if whole is None or not whole.is_here():
+        yield False
+        return
+    whole.is_decisive = True
+    try:
+        yield True
+    finally:
+        whole.is_decisive = False
+
+
+def is_in_a_whole() -> bool:
+    """Whether this is work that hears of one cancellation."""
+    whole = _whole.get()
+    return whole is not None and whole.is_here()
+
+
+async def in_line(work: Coroutine[Any, Any, ReturnT]) -> ReturnT:
+    """Do work where nobody can cancel it."""
+    return await work
 
 
 def current_thread() -> Callable[[], bool]:

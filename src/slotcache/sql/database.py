@@ -237,15 +237,18 @@ class Database(ABC):
             raise
         finally:
             with suppress(DBAPIError):
-                connection.close()
+                self.waits.to_its_end(connection.close)
 
     def _in_order(self, connection: sa.Connection, put_back: Callable[[], None]) -> None:
-        if connection.invalidated:
-            return
-        try:
+        def settle() -> None:
             connection.rollback()
             put_back()
             connection.rollback()
+
+        if connection.invalidated:
+            return
+        try:
+            self.waits.to_its_end(settle)
         except DBAPIError:
             connection.invalidate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +15,7 @@ from slotcache.hook import Hook
 from slotcache.ledger import Change, HoldRequest, HoldTable, Ledger
 from slotcache.lifecycle import Hold
 from slotcache.sql.database import Database, TryAgain
+from slotcache.sql.extension import async_scoped_session
 from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.tables import SlotColumns
 from slotcache.sql.transactions import (
@@ -69,6 +71,13 @@ class JoinedSlots:
     def id_type(self) -> type[SlotId]:
         """The type of its slot ids."""
         return self._slots.id_type
+
+    def of_this_task(self) -> JoinedSlots:
+        """Return the same table in the session that is here now, of a scoped one."""
+        here = copy.copy(self)
+        if isinstance(self._given, async_scoped_session):
+            here._given = self._given()
+        return here
 
     def _within(self, transaction: object, hook: Hook) -> HoldTable:  # noqa: ARG002
         raise ValueError("this manager is inside a transaction already: use the one it came from")

@@ -91,7 +91,8 @@ class ListReader:
         if self._engine is None:
             self._engine = OwnEngine(self._database.list_engine())
         statement = self._whole if scope is None else self._scoped
-        with self._engine.connect() as connection:
+        connection = self._engine.connect()
+        try:
             parameters: dict[str, object] = {} if scope is None else {"p_scope": scope}
             if self._binds_time:
                 parameters["p_now"] = self._database.now(connection)
@@ -101,6 +102,8 @@ class ListReader:
             valid_for = None
             if next_end is not None:
                 valid_for = _seconds_until(ends.one(next_end), self._database.now(connection))
+        finally:
+            self._database.waits.to_its_end(connection.close)
         for column in other_spellings:
             _check_spelling(scope, column.values)
         availability = Availability._of_columns(ids.all(), capacities.all(), free.all())

@@ -121,7 +121,6 @@ class Postgres(_Server):
 
     def __init__(self, engine: sa.Engine, *, clock: Clock | None) -> None:
         super().__init__(engine, clock=clock)
-        self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
         numbered = engine.dialect.paramstyle == "numeric_dollar"  # asyncpg's
         given = "$1, $2" if numbered else "%s, %s"
         self._change_patience = (
@@ -160,13 +159,15 @@ class Postgres(_Server):
         since a table that somebody alters is waited for before any of it runs.
         """
         with self._translated(lock_wait):
-            turn = Turn(self._at_once.connect())
+            turn = Turn(self._engine.connect())
 
             def put_back() -> None:
                 if turn.patience_before is not None:
                     self._set_patience(turn.connection, turn.patience_before)
 
             with self._lent(turn.connection, put_back=put_back):
+                # Not of the engine: cancelled in `connect`, nobody would give the connection back.
+                turn.connection.execution_options(isolation_level="AUTOCOMMIT")
                 patience = self._milliseconds(lock_wait)
                 turn.patience_before = self._set_patience(turn.connection, patience)
                 yield turn

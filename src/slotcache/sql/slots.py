@@ -412,7 +412,8 @@ class _InGreenlets(SqlSlots):
 class _AsyncTable:
     """An `AsyncHoldTable` on a `HoldTable` that runs in greenlets."""
 
-    _table: HoldTable
+    def __init__(self, table: HoldTable) -> None:
+        self._table = table
 
     @property
     def id_type(self) -> type[SlotId]:
@@ -420,9 +421,12 @@ class _AsyncTable:
         return self._table.id_type
 
     def _within(self, transaction: object, hook: Hook) -> AsyncHoldTable:
-        joined = _AsyncTable()
-        joined._table = self._table._within(transaction, hook)
-        return joined
+        return _AsyncTable(self._table._within(transaction, hook))
+
+    def _here(self) -> AsyncHoldTable:
+        if isinstance(self._table, JoinedSlots):
+            return _AsyncTable(self._table.of_this_task())
+        return self
 
     async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
         return await in_greenlet(self._table._read, work, lock_wait=lock_wait)

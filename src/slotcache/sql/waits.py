@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -18,14 +18,19 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from slotcache.availability import Scope
 from slotcache.hook import Hook, call_here, call_on_asyncio, tell_all
-from slotcache.worlds import TimedEvent, run, running_loop
+from slotcache.worlds import (
+    TimedEvent,
+    as_a_whole,
+    decisive,
+    is_in_a_whole,
+    run,
+    running_loop,
+)
 
 __all__ = ["THREADS", "Bell", "Waits", "in_greenlet", "waits_of"]
 
 T = TypeVar("T")
 
-_GRACE = 1.0  # seconds for which a task that was cancelled waits for a COMMIT that has been sent
-_ENDING = 1.0
 _FOR_EVER = 1e6
 
 
@@ -109,12 +114,15 @@ class _InGreenlets:
         await_only(asyncio.sleep(seconds))
 
     def to_its_end(self, call: Callable[[], T]) -> T:
-        return await_only(_to_its_end(greenlet_spawn(call)))
+        with decisive() as is_part_of_a_whole:
+            if is_part_of_a_whole:
+                return call()
+        return await_only(as_a_whole(greenlet_spawn(call), is_decisive=True))
 
     def tell(self, told: Iterable[tuple[Hook, Scope | None]]) -> None:
         told = list(told)
         if told:
-            await_only(tell_all(told, call_on_asyncio))
+            await_only(as_a_whole(tell_all(told, call_on_asyncio), is_decisive=True))
 
 
 THREADS: Waits = _InThreads()
@@ -129,27 +137,11 @@ def waits_of(dialect: sa.Dialect) -> Waits:
 
 
 async def in_greenlet(call: Callable[..., T], *args: Any, **options: Any) -> T:
-    """Return what `call` returns, which may wait as SQLAlchemy does on asyncio."""
+    """Return what `call` returns, which may wait as SQLAlchemy does on asyncio.
+
+    It hears of one cancellation: SQLAlchemy does not bear a second one while it tidies up after the
+    first. A connection of aiosqlite then has a task that never ends (tried).
+    """
     running_loop()
-    return await greenlet_spawn(call, *args, **options)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for work that goes on for a while when this task is cancelled; then it is cancelled."""
-    task = asyncio.get_running_loop().create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        try:
-            await asyncio.wait([task], timeout=_GRACE)
-        finally:
-            task.cancel()
-            await asyncio.wait([task], timeout=_ENDING)
-        raise
-    finally:
-        task.add_done_callback(_look_at)
-
-
-def _look_at(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
+    work = greenlet_spawn(call, *args, **options)
+    return await (work if is_in_a_whole() else as_a_whole(work))
