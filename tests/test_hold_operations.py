@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,24 +16,26 @@ from slotcache import (
     CapacityTooLow,
     Hold,
     HoldExpired,
-    HoldManager,
     HoldNotFound,
     HoldPolicy,
     HoldState,
     IdempotencyConflict,
     IllegalTransition,
-    SlotAvailabilityService,
     SlotFull,
     SlotNotFound,
 )
 from slotcache.testing import ManualClock
 
-from .support.desk import Desk
+from .support.desk import Desk, on_one_desk
 from .support.sql import EACH, Place, check_books, free, opened
+from .support.worlds import Worlds
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = HoldPolicy(ttl=60, max_lifetime=100)
-ON_HOLD = [(kind, claim) for kind, claim in EACH if claim == "on_hold"]
+ON_HOLD = [
+    *((kind, claim, "blocking") for kind, claim in EACH if claim == "on_hold"),
+    ("postgres", "on_hold", "asyncio"),
+]
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ class TestExtend:
         assert desk.holds.get(hold.id) == hold
 
     def test_it_never_shortens_what_a_longer_policy_has_made(self, desk: Desk) -> None:
-        generous = HoldManager(desk.slots, on_change=None, policy=HoldPolicy(ttl=500))
+        generous = desk.world.holds(desk.slots, on_change=None, policy=HoldPolicy(ttl=500))
         hold = generous.create(1)
 
         assert desk.holds.extend(hold.id, 90) == replace(hold, replayed=True)
@@ -124,7 +126,7 @@ class TestExtend:
         assert desk.slots.load().valid_for == desk.slots.load("a").valid_for == 25
 
     def test_a_cached_list_is_right_before_and_after_it(self, desk: Desk) -> None:
-        service = SlotAvailabilityService(desk.slots, clock=desk.clock)
+        service = desk.world.service(desk.slots, clock=desk.clock)
         hold = desk.holds.create(1, ttl=5)
         shown = [service.get_availability().get(1)]
 
@@ -665,16 +667,26 @@ class TestPurge:
         assert desk.row(1) == before
 
 
-@pytest.mark.parametrize(("kind", "claim"), ON_HOLD)
+@pytest.mark.parametrize(("kind", "claim", "world_name"), ON_HOLD)
 class TestDueHoldsInTheColumn:
     """In claim "on_hold" a due hold's places come back to the column when somebody notices."""
 
     @pytest.fixture
-    def desk(self, kind: str, claim: str, place_of: Callable[[str], Place]) -> Iterator[Desk]:
+    def desk(
+        self,
+        kind: str,
+        claim: str,
+        world_name: str,
+        place_of: Callable[[str], Place],
+        worlds: Worlds,
+    ) -> Iterator[Desk]:
         clock = ManualClock()
-        with opened(kind, place_of(kind), clock=clock, claim=claim) as slots:
+        with (
+            closing(worlds.open(world_name)) as world,
+            opened(kind, place_of(kind), world=world, clock=clock, claim=claim) as slots,
+        ):
             slots.add([(1, 4)], scope="a")
-            yield Desk(slots, clock, POLICY)
+            yield Desk(slots, clock, POLICY, world=world)
 
     def test_the_list_shows_them_at_once(self, desk: Desk) -> None:
         desk.due(1, 3)
@@ -808,34 +820,28 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 
 
+@on_one_desk
 @pytest.mark.parametrize(("operation", "arguments", "kind", "message"), BAD_ARGUMENTS)
 def test_nonsense_is_refused_with_what_to_write_instead(
-    operation: str, arguments: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
+    desk: Desk, operation: str, arguments: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
-    with opened("memory", tmp_path) as slots:
-        slots.add([(1, 4)])
-        desk = Desk(slots, ManualClock(), POLICY)
-        hold = desk.holds.create(1)
-        if operation in ("extend", "confirm", "cancel"):
-            arguments = {"hold_id": hold.id, **arguments}
-        if operation == "set_capacity":
-            arguments = {"slot_id": 1, **arguments}
+    hold = desk.holds.create(1)
+    before = desk.row(1)
+    if operation in ("extend", "confirm", "cancel"):
+        arguments = {"hold_id": hold.id, **arguments}
+    if operation == "set_capacity":
+        arguments = {"slot_id": 1, **arguments}
 
-        with pytest.raises(kind, match=message):
-            getattr(desk.holds, operation)(**arguments)
+    with pytest.raises(kind, match=message):
+        getattr(desk.holds, operation)(**arguments)
 
-        assert desk.holds.find() == [hold]
-        assert desk.row(1) == (4, 4)
+    assert desk.holds.find() == [hold]
+    assert desk.row(1) == before
 
 
+@on_one_desk
 class TestSecondsBeyondAllCalendars:
     """Who means "for ever" cannot write infinity."""
-
-    @pytest.fixture
-    def desk(self, tmp_path: Path) -> Iterator[Desk]:
-        with opened("memory", tmp_path, clock=(clock := ManualClock())) as slots:
-            slots.add([(1, 4)])
-            yield Desk(slots, clock, POLICY)
 
     @pytest.mark.parametrize("ttl", [1e12, 1e300])
     def test_a_hold_is_extended_by_as_much_as_the_policy_allows(
@@ -847,7 +853,9 @@ class TestSecondsBeyondAllCalendars:
 
     def test_a_policy_may_allow_a_century_and_no_more(self, desk: Desk) -> None:
         century = 100 * 365.25 * 86_400
-        holds = HoldManager(desk.slots, on_change=None, policy=HoldPolicy(max_lifetime=century))
+        holds = desk.world.holds(
+            desk.slots, on_change=None, policy=HoldPolicy(max_lifetime=century)
+        )
         hold = holds.create(1, ttl=5)
 
         assert holds.extend(hold.id, 60).expires_at == NEW_YEAR + seconds(60)

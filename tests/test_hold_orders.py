@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,7 +14,6 @@ import pytest
 from slotcache import (
     CapacityTooLow,
     Hold,
-    HoldManager,
     HoldNotFound,
     HoldState,
     HoldTooSmall,
@@ -24,10 +22,10 @@ from slotcache import (
     SlotFull,
     SlotNotFound,
 )
-from slotcache.testing import ManualClock
 
-from .support.desk import Desk
+from .support.desk import Desk, on_one_desk
 from .support.sql import check_books, free, opened, query
+from .support.worlds import World
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -578,46 +576,41 @@ BAD_REQUESTS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.fixture
-def plain(tmp_path: Path) -> Any:
-    with opened("memory", tmp_path) as slots:
-        slots.add([(1, 4), (2, 1)])
-        yield Desk(slots, ManualClock())
-
-
+@on_one_desk
 @pytest.mark.parametrize(("arguments", "kind", "message"), BAD_REQUESTS)
 def test_nonsense_is_refused_with_what_to_write_instead(
-    plain: Desk, arguments: dict[str, Any], kind: type[Exception], message: str
+    desk: Desk, arguments: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        plain.holds.create_many(**{"places": {1: 1}, **arguments})
+        desk.holds.create_many(**{"places": {1: 1}, **arguments})
 
-    check_nothing_happened(plain)
+    check_nothing_happened(desk)
 
 
+@on_one_desk
 @pytest.mark.parametrize("several", [False, True])
-def test_who_hands_in_the_hold_itself_is_told_to_write_its_id(plain: Desk, several: bool) -> None:
-    made: Any = plain.holds.create_many({1: 1})
+def test_who_hands_in_the_hold_itself_is_told_to_write_its_id(desk: Desk, several: bool) -> None:
+    made: Any = desk.holds.create_many({1: 1})
 
     with pytest.raises(TypeError, match=r"not a Hold: write hold\.id"):
-        plain.holds.create(1, replaces=made if several else made[0])
+        desk.holds.create(1, replaces=made if several else made[0])
 
 
+@on_one_desk
 @pytest.mark.parametrize("slot_id", [[1], {1: 2}])
-def test_who_hands_several_slots_to_create_is_told_what_a_slot_is(
-    plain: Desk, slot_id: Any
-) -> None:
+def test_who_hands_several_slots_to_create_is_told_what_a_slot_is(desk: Desk, slot_id: Any) -> None:
     with pytest.raises(TypeError, match="slot_id must be int, as in the table"):
-        plain.holds.create(slot_id)
+        desk.holds.create(slot_id)
 
 
-def test_the_request_may_be_changed_once_it_was_made(plain: Desk) -> None:
+@on_one_desk
+def test_the_request_may_be_changed_once_it_was_made(desk: Desk) -> None:
     places = {1: 1, 2: 1}
-    made = plain.holds.create_many(places, idempotency_key="k")
+    made = desk.holds.create_many(places, idempotency_key="k")
 
     places[1] = 4
 
-    again = plain.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
+    again = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
     assert [hold.id for hold in again] == [hold.id for hold in made]
 
 
@@ -626,12 +619,12 @@ class TestSpellings:
 
     @pytest.mark.parametrize("places", [{"a": 1, "A": 1}, {"A": 3, "b": 1, "a ": 3}])
     def test_one_slot_in_two_spellings_is_refused(
-        self, mariadb_url: str, places: dict[str, int]
+        self, world: World, mariadb_url: str, places: dict[str, int]
     ) -> None:
-        with opened("mariadb", mariadb_url, id_type=str) as slots:
+        with opened("mariadb", mariadb_url, id_type=str, world=world) as slots:
             slots.add([("a", 4), ("b", 4)])
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append)
+            holds = world.holds(slots, on_change=told.append)
 
             with pytest.raises(ValueError, match="slot 'a' is there twice, in two spellings"):
                 holds.create_many(places, idempotency_key="k")
@@ -639,10 +632,10 @@ class TestSpellings:
             assert (holds.find(), told) == ([], [])
             assert query(slots, "SELECT count(*) FROM slot_hold_keys") == [(0,)]
 
-    def test_another_spelling_is_the_same_request(self, mariadb_url: str) -> None:
-        with opened("mariadb", mariadb_url, id_type=str) as slots:
+    def test_another_spelling_is_the_same_request(self, world: World, mariadb_url: str) -> None:
+        with opened("mariadb", mariadb_url, id_type=str, world=world) as slots:
             slots.add([("a", 4), ("b", 4)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             made = holds.create_many({"A": 1, "b": 2}, idempotency_key="k")
 
             again = holds.create_many({"B": 2, "a": 1}, idempotency_key="k")

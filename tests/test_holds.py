@@ -6,7 +6,7 @@ import functools
 import logging
 import pickle
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -30,18 +30,31 @@ from slotcache import (
     SlotFull,
     SlotNotFound,
 )
-from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
-from slotcache.worlds import run
 
-from .support.desk import Desk
-from .support.sql import EACH, free, opened, query, write_lock
+from .support.desk import DESKS, ON_FILE, Desk, Desks, on_one_desk
+from .support.sql import EACH, Place, free, opened, query, write_lock
+from .support.worlds import World, one_world
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 
+PlaceOf = Callable[[str], Place]
+
+
+@pytest.fixture(params=[*DESKS, ON_FILE], ids="-".join)
+def desk(
+    request: pytest.FixtureRequest, desks: Desks, place_of: PlaceOf, hold_policy: HoldPolicy
+) -> Iterator[Desk]:
+    """As everywhere, and in a file on asyncio."""
+    with desks.desk(*request.param, place_of=place_of, policy=hold_policy) as desk:
+        yield desk
+
 
 only_counted = pytest.mark.parametrize(
-    "desk", [each for each in EACH if each[1] == "counted"], ids="-".join, indirect=True
+    "desk", [each for each in DESKS if each[1] == "counted"], ids="-".join, indirect=True
+)
+on_fewer = pytest.mark.parametrize(
+    "desk", [*EACH, ("postgres", "on_hold", "asyncio")], ids="-".join, indirect=True
 )
 
 
@@ -259,10 +272,10 @@ class TestGet:
         desk.clock.advance(0.000001)
         assert desk.holds.get(hold.id).state is HoldState.EXPIRED
 
-    def test_it_does_not_wait_for_a_writer(self, tmp_path: Path) -> None:
-        with opened("file", tmp_path) as slots:
+    def test_it_does_not_wait_for_a_writer(self, world: World, tmp_path: Path) -> None:
+        with opened("file", tmp_path, world=world) as slots:
             slots.add([(1, 4)])
-            holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.001))
+            holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.001))
             hold = holds.create(1)
 
             with write_lock(tmp_path / "slots.db"):
@@ -304,11 +317,13 @@ class TestExpireDue:
         desk.holds.expire_due()
         told = len(desk.told)
 
-        slow = run(desk.holds._operations._change(lambda ledger: ledger.expire(due)))
+        late = desk.holds._operations._change(lambda ledger: ledger.expire(due))
+        slow = desk.world.run(late)
 
         assert slow == 0
         assert len(desk.told) == told
 
+    @on_fewer
     def test_many_at_once(self, desk: Desk) -> None:
         desk.slots.add([(10 + n, 1) for n in range(600)])
         for n in range(600):
@@ -381,19 +396,17 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 
 
+@on_one_desk
 @pytest.mark.parametrize(("operation", "arguments", "kind", "message"), BAD_ARGUMENTS)
 def test_nonsense_is_refused_with_what_to_write_instead(
-    operation: str, arguments: dict[str, Any], kind: type[Exception], message: str, tmp_path: Path
+    desk: Desk, operation: str, arguments: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
-    with opened("memory", tmp_path) as slots:
-        slots.add([(1, 4)])
-        holds = HoldManager(slots, on_change=None)
-        given = {"slot_id": 1, **arguments} if operation == "create" else arguments
+    given = {"slot_id": 1, **arguments} if operation == "create" else arguments
 
-        with pytest.raises(kind, match=message):
-            getattr(holds, operation)(**given)
+    with pytest.raises(kind, match=message):
+        getattr(desk.holds, operation)(**given)
 
-        assert query(slots, "SELECT count(*) FROM slot_holds") == [(0,)]
+    assert query(desk.slots, "SELECT count(*) FROM slot_holds") == [(0,)]
 
 
 def test_what_is_just_allowed(desk: Desk) -> None:
@@ -419,25 +432,33 @@ class AsyncHook:
         """Nor can this."""
 
 
+@pytest.mark.parametrize("hook", ["clear", 5])
+def test_a_hook_that_cannot_be_called_is_refused_at_once(
+    world: World, hook: Any, tmp_path: Path
+) -> None:
+    with (
+        opened("memory", tmp_path, world=world) as slots,
+        pytest.raises(TypeError, match="on_change"),
+    ):
+        world.holds(slots, on_change=hook)
+
+
+@one_world("on asyncio such hooks are awaited")
 @pytest.mark.parametrize(
     "hook",
-    [
-        async_hook,
-        AsyncHook(),
-        AsyncHook().__call__,
-        functools.partial(async_hook),
-        "clear",
-        5,
-    ],
+    [async_hook, AsyncHook(), AsyncHook().__call__, functools.partial(async_hook)],
 )
-def test_a_hook_that_cannot_be_run_is_refused_at_once(hook: Any, tmp_path: Path) -> None:
+def test_a_hook_that_nobody_here_can_await_is_refused_at_once(hook: Any, tmp_path: Path) -> None:
     with opened("memory", tmp_path) as slots, pytest.raises(TypeError, match="on_change"):
         HoldManager(slots, on_change=hook)
 
 
-def test_nobody_forgets_to_say_who_is_told(tmp_path: Path) -> None:
-    with opened("memory", tmp_path) as slots, pytest.raises(TypeError, match="on_change"):
-        HoldManager(slots)  # type: ignore[call-arg]
+def test_nobody_forgets_to_say_who_is_told(world: World, tmp_path: Path) -> None:
+    with (
+        opened("memory", tmp_path, world=world) as slots,
+        pytest.raises(TypeError, match="on_change"),
+    ):
+        world.holds(slots)
 
 
 class TestHook:
@@ -483,35 +504,35 @@ class TestHook:
 
         assert desk.told == [None]
 
-    def test_it_sees_the_change_and_has_every_connection_to_itself(self, tmp_path: Path) -> None:
-        engine = sa.create_engine(
-            f"sqlite:///{tmp_path / 'slots.db'}", pool_size=1, max_overflow=0, pool_timeout=0.1
-        )
-        slots = SqlSlots(engine)
-        slots.create_tables()
-        slots.add([(1, 4)])
-        seen: list[Any] = []
+    def test_it_sees_the_change_and_has_every_connection_to_itself(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        one_connection: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'slots.db'}", **one_connection)
+        with world.table(engine, engine_options=one_connection) as slots:
+            slots.create_tables()
+            slots.add([(1, 4)])
+            seen: list[Any] = []
 
-        def hook(_scope: object) -> None:
-            held = query(slots, "SELECT id FROM slot_holds")
-            nested = HoldManager(slots, on_change=None).create(1)
-            seen.append((len(held), nested.state, free(slots, 1)))
+            def hook(_scope: object) -> None:
+                held = query(slots, "SELECT id FROM slot_holds")
+                nested = world.holds(slots, on_change=None).create(1)
+                seen.append((len(held), nested.state, free(slots, 1)))
 
-        HoldManager(slots, on_change=hook).create(1)
+            world.holds(slots, on_change=hook).create(1)
 
-        assert seen == [(1, HoldState.HELD, 2)]
-        slots.close()
+            assert seen == [(1, HoldState.HELD, 2)]
         engine.dispose()
 
     def test_a_hook_that_raises_is_logged_and_counted_and_fails_nothing(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         def hook(_scope: object) -> None:
             raise RuntimeError("the cache is on fire")
 
-        with opened("memory", tmp_path) as slots:
+        with opened("memory", tmp_path, world=world) as slots:
             slots.add([(1, 4)], scope="a")
-            holds = HoldManager(slots, on_change=hook)
+            holds = world.holds(slots, on_change=hook)
             hold = holds.create(1)
 
             assert hold.state is HoldState.HELD
@@ -523,6 +544,7 @@ class TestHook:
         assert record.exc_info is not None
         assert "on fire" in str(record.exc_info[1])
 
+    @one_world("on asyncio what a hook returns is awaited")
     def test_a_hook_that_turns_out_to_be_asynchronous_is_logged(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -557,22 +579,23 @@ class TestCommit:
         assert answerless.told == ["a"]
         assert free(answerless.slots, 1) == 3
 
-    def test_a_signal_right_after_it_does_not_keep_the_hook_from_running(
+    def test_an_interrupt_right_after_it_does_not_keep_the_hook_from_running(
         self, answerless: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Answerless, "error", KeyboardInterrupt())
+        interrupt = answerless.world.interrupt
+        monkeypatch.setattr(Answerless, "error", interrupt())
 
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(interrupt):
             answerless.holds.create(1)
 
         assert answerless.told == ["a"]
 
-    def test_one_that_did_not_happen_is_not_told(self, tmp_path: Path) -> None:
+    def test_one_that_did_not_happen_is_not_told(self, world: World, tmp_path: Path) -> None:
         """In SQLite's older journal mode a reader keeps a writer from committing."""
-        with opened("given", tmp_path) as slots:
+        with opened("given", tmp_path, world=world) as slots:
             slots.add([(1, 4), (2, 4)])
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append, policy=HoldPolicy(lock_wait=0.05))
+            holds = world.holds(slots, on_change=told.append, policy=HoldPolicy(lock_wait=0.05))
             reader = sqlite3.connect(tmp_path / "slots.db")
             rows = reader.execute("SELECT * FROM slots")
             rows.fetchone()
@@ -587,15 +610,13 @@ class TestCommit:
             assert holds.create(1).state is HoldState.HELD
 
     @pytest.fixture
-    def answerless(self, tmp_path: Path) -> Iterator[Desk]:
-        engine = sa.create_engine(
-            f"sqlite:///{tmp_path / 'slots.db'}", connect_args={"factory": Answerless}
-        )
-        slots = SqlSlots(engine)
-        slots.create_tables()
-        slots.add([(1, 4)], scope="a")
-        yield Desk(slots, ManualClock())
-        slots.close()
+    def answerless(self, world: World, tmp_path: Path) -> Iterator[Desk]:
+        options: dict[str, Any] = {"connect_args": {"factory": Answerless}}
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'slots.db'}", **options)
+        with world.table(engine, engine_options=options) as slots:
+            slots.create_tables()
+            slots.add([(1, 4)], scope="a")
+            yield Desk(slots, ManualClock(), world=world)
         engine.dispose()
 
 

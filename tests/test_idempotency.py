@@ -11,17 +11,16 @@ import pytest
 
 from slotcache import (
     HoldExpired,
-    HoldManager,
     HoldNotFound,
     HoldState,
     IdempotencyConflict,
     SlotFull,
     SlotNotFound,
 )
-from slotcache.testing import ManualClock
 
-from .support.desk import Desk
+from .support.desk import Desk, on_one_desk
 from .support.sql import free, opened, query
+from .support.worlds import World
 
 LONGEST = "\N{SAUROPOD}" * 255
 """As many characters as are allowed, of four bytes each."""
@@ -231,10 +230,12 @@ class TestSeveralSlots:
 
         assert again == tuple(replace(hold, replayed=True) for hold in made)
 
-    def test_slots_whose_names_run_together_are_told_apart(self, tmp_path: Path) -> None:
-        with opened("memory", tmp_path, id_type=str) as slots:
+    def test_slots_whose_names_run_together_are_told_apart(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        with opened("memory", tmp_path, id_type=str, world=world) as slots:
             slots.add([("1", 22), ("11", 22), ('1", 1], ["2', 22), ("2", 22)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             holds.create_many({"1": 1, "2": 1}, idempotency_key="k")
 
             for places in {"1": 12}, {"11": 2}, {'1", 1], ["2': 1}, {"1": 1, "11": 1}:
@@ -470,31 +471,29 @@ BAD_KEYS: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
+@on_one_desk
 @pytest.mark.parametrize("argument", ["owner", "idempotency_key", "reference"])
 @pytest.mark.parametrize(("text", "kind", "message"), BAD_KEYS)
 def test_nonsense_is_refused_with_what_to_write_instead(
-    tmp_path: Path, argument: str, text: Any, kind: type[Exception], message: str
+    desk: Desk, argument: str, text: Any, kind: type[Exception], message: str
 ) -> None:
-    with opened("memory", tmp_path) as slots:
-        slots.add([(1, 4), (2, 4)])
-        desk = Desk(slots, ManualClock())
-        hold = desk.holds.create(2)
-        call = partial(desk.holds.create, 1)
-        if argument == "reference":
-            call = partial(desk.holds.confirm, hold.id)
-        arguments: dict[str, Any] = {argument: text}
+    hold = desk.holds.create(2)
+    call = partial(desk.holds.create, 1)
+    if argument == "reference":
+        call = partial(desk.holds.confirm, hold.id)
+    arguments: dict[str, Any] = {argument: text}
 
-        with pytest.raises(kind, match=f"^{argument} .*{message}"):
-            call(**arguments)
+    with pytest.raises(kind, match=f"^{argument} .*{message}"):
+        call(**arguments)
 
-        assert desk.holds.find() == [hold]
-        assert count(desk, "slot_hold_keys") == 0
+    assert desk.holds.find() == [hold]
+    assert count(desk, "slot_hold_keys") == 0
 
 
-def test_slots_with_names_are_told_apart(tmp_path: Path) -> None:
-    with opened("memory", tmp_path, id_type=str) as slots:
+def test_slots_with_names_are_told_apart(world: World, tmp_path: Path) -> None:
+    with opened("memory", tmp_path, id_type=str, world=world) as slots:
         slots.add([("dock 4", 2), ("dock 5", 2)])
-        holds = HoldManager(slots, on_change=None)
+        holds = world.holds(slots, on_change=None)
         hold = holds.create("dock 4", idempotency_key="k")
 
         assert holds.create("dock 4", idempotency_key="k") == replace(hold, replayed=True)

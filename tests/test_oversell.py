@@ -39,22 +39,30 @@ from .support.forks import Forked
 from .support.races import buy
 from .support.sql import ON_SQLITE, check_books, free, opened, query, race, write_lock
 from .support.threads import PATIENCE
+from .support.worlds import World, one_world
 
 THREADS = 16
 PATIENT = HoldPolicy(lock_wait=60)
 
 
 @pytest.fixture(params=ON_SQLITE)
-def slots(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlSlots]:
-    with opened(request.param, tmp_path) as slots:
+def slots(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[SqlSlots]:
+    with opened(request.param, tmp_path, world=world) as slots:
         yield slots
         check_books(slots)
 
 
+@pytest.mark.parametrize(
+    ("slots", "world"),
+    [*((kind, "blocking") for kind in ON_SQLITE), ("file", "asyncio")],
+    indirect=True,
+)
 class TestThreads:
-    def test_exactly_as_many_buyers_as_places_are_served(self, slots: SqlSlots) -> None:
+    def test_exactly_as_many_buyers_as_places_are_served(
+        self, world: World, slots: SqlSlots
+    ) -> None:
         slots.add([(1, THREADS - 1)])
-        holds = HoldManager(slots, on_change=None, policy=PATIENT)
+        holds = world.holds(slots, on_change=None, policy=PATIENT)
 
         outcomes = race(
             [lambda: holds.create(1)] * THREADS, behind=turn(slots), overlaps=THREADS - 1
@@ -64,10 +72,10 @@ class TestThreads:
         assert free(slots, 1) == 0
 
     def test_mixed_quantities_are_sold_out_and_nobody_who_would_fit_is_refused(
-        self, slots: SqlSlots
+        self, world: World, slots: SqlSlots
     ) -> None:
         slots.add([(1, 100)])
-        holds = HoldManager(slots, on_change=None, policy=PATIENT)
+        holds = world.holds(slots, on_change=None, policy=PATIENT)
         orders = random.Random(7)
         buyers = [[orders.randint(1, 5) for _ in range(5)] for _ in range(THREADS)]
 
@@ -82,10 +90,10 @@ class TestThreads:
         # Nothing was given back, so whoever was refused would not fit at the end either.
         assert 100 - sum(sold) == free(slots, 1) < min(error.requested for error in refused)
 
-    def test_read_then_write_loses_nothing(self, slots: SqlSlots) -> None:
+    def test_read_then_write_loses_nothing(self, world: World, slots: SqlSlots) -> None:
         """Eight threads with five orders each: on the driver's defaults 5 of 40 were counted."""
         slots.add([(1, 100)])
-        holds = HoldManager(slots, on_change=None, policy=PATIENT)
+        holds = world.holds(slots, on_change=None, policy=PATIENT)
 
         def order() -> None:
             for _ in range(5):
@@ -94,10 +102,12 @@ class TestThreads:
         assert race([order] * 8, behind=turn(slots), overlaps=7) == [None] * 8
         assert query(slots, "SELECT remaining FROM slots") == [(60,)]
 
-    def test_of_many_confirms_one_sells_and_the_rest_are_replays(self, slots: SqlSlots) -> None:
+    def test_of_many_confirms_one_sells_and_the_rest_are_replays(
+        self, world: World, slots: SqlSlots
+    ) -> None:
         slots.add([(1, 10)])
         told: list[Any] = []
-        holds = HoldManager(slots, on_change=told.append, policy=PATIENT)
+        holds = world.holds(slots, on_change=told.append, policy=PATIENT)
         hold = holds.create(1, 3)
         told.clear()
 
@@ -111,10 +121,10 @@ class TestThreads:
 
     @pytest.mark.parametrize("confirmed_before", [False, True])
     def test_confirm_against_cancel_ends_cancelled_with_all_places_back(
-        self, slots: SqlSlots, confirmed_before: bool
+        self, world: World, slots: SqlSlots, confirmed_before: bool
     ) -> None:
         slots.add([(1, 10)])
-        holds = HoldManager(slots, on_change=None, policy=PATIENT)
+        holds = world.holds(slots, on_change=None, policy=PATIENT)
         hold = holds.create(1, 3)
         if confirmed_before:
             holds.confirm(hold.id)
@@ -133,9 +143,9 @@ class TestThreads:
             slots, "SELECT remaining, state FROM slots JOIN slot_holds USING (slot_id)"
         ) == [(10, "cancelled")]
 
-    def test_two_sweepers_write_each_hold_once(self, slots: SqlSlots) -> None:
+    def test_two_sweepers_write_each_hold_once(self, world: World, slots: SqlSlots) -> None:
         slots.add([(n, 1) for n in range(60)])
-        holds = HoldManager(slots, on_change=None, policy=PATIENT)
+        holds = world.holds(slots, on_change=None, policy=PATIENT)
         for n in range(60):
             holds.create(n, ttl=0.000001)
 
@@ -144,10 +154,10 @@ class TestThreads:
         assert sum(written) + holds.expire_due() == 60
         assert query(slots, "SELECT DISTINCT state FROM slot_holds") == [("expired",)]
 
-    def test_everybody_is_served_in_the_end(self, slots: SqlSlots) -> None:
+    def test_everybody_is_served_in_the_end(self, world: World, slots: SqlSlots) -> None:
         """64 threads that keep asking: none starves until it is told Busy."""
         slots.add([(1, 10_000)])
-        holds = HoldManager(slots, on_change=None, policy=PATIENT)
+        holds = world.holds(slots, on_change=None, policy=PATIENT)
 
         outcomes = race([lambda: buy(holds, [1] * 4)] * 64, behind=turn(slots), overlaps=63)
 
@@ -169,16 +179,23 @@ def turn(slots: SqlSlots) -> AbstractContextManager[Any]:
     return slots._database._turns
 
 
+without_turns = pytest.mark.parametrize(
+    ("kind", "world"),
+    [*((kind, "blocking") for kind in ("file", "given", "deferred")), ("given", "asyncio")],
+    indirect=["world"],
+)
+
+
 class TestProcesses:
-    @pytest.mark.parametrize("kind", ["file", "given", "deferred"])
+    @without_turns
     def test_tables_that_do_not_share_their_turns_sell_out_together(
-        self, tmp_path: Path, kind: str
+        self, world: World, tmp_path: Path, kind: str
     ) -> None:
         """As many processes would be, but all of them really at the database at once."""
         with ExitStack() as stack:
-            tables = [stack.enter_context(opened(kind, tmp_path)) for _ in range(8)]
+            tables = [stack.enter_context(opened(kind, tmp_path, world=world)) for _ in range(8)]
             tables[0].add([(1, 20)])
-            managers = [HoldManager(each, on_change=None, policy=PATIENT) for each in tables]
+            managers = [world.holds(each, on_change=None, policy=PATIENT) for each in tables]
 
             outcomes = race(
                 [partial(buy, each, [1, 2, 1]) for each in managers],
@@ -192,15 +209,15 @@ class TestProcesses:
             assert 20 - sold == free(tables[0], 1) < min(error.requested for error in refused)
             check_books(tables[0])
 
-    @pytest.mark.parametrize("kind", ["file", "given", "deferred"])
+    @without_turns
     def test_tables_that_do_not_share_their_turns_settle_together(
-        self, tmp_path: Path, kind: str
+        self, world: World, tmp_path: Path, kind: str
     ) -> None:
         """Whatever is read first, no operation is told Busy because others wrote in between."""
         with ExitStack() as stack:
-            tables = [stack.enter_context(opened(kind, tmp_path)) for _ in range(8)]
+            tables = [stack.enter_context(opened(kind, tmp_path, world=world)) for _ in range(8)]
             tables[0].add([(1, 100)])
-            managers = [HoldManager(each, on_change=None, policy=PATIENT) for each in tables]
+            managers = [world.holds(each, on_change=None, policy=PATIENT) for each in tables]
 
             outcomes = race(
                 [partial(settle, each) for each in managers],
@@ -212,6 +229,7 @@ class TestProcesses:
             assert query(tables[0], "SELECT remaining FROM slots") == [(100 - 8 * 5,)]
             check_books(tables[0])
 
+    @one_world("processes, which share nothing but the file")
     @pytest.mark.parametrize("kind", ["file", "given"])
     def test_processes_sell_out_together(self, tmp_path: Path, kind: str) -> None:
         with opened(kind, tmp_path) as slots:
@@ -226,14 +244,14 @@ class TestProcesses:
             check_books(slots)
 
     def test_a_new_file_is_turned_to_wal_although_somebody_writes_to_it(
-        self, tmp_path: Path
+        self, world: World, tmp_path: Path
     ) -> None:
         """There SQLite says "locked" at once, whatever the time-out."""
         path = tmp_path / "slots.db"
         outcome: list[Any] = []
 
         def set_up() -> None:
-            with SqlSlots.sqlite(path) as slots:
+            with world.sqlite(path) as slots:
                 slots.create_tables()
                 outcome.append(slots.load().availability)
 
@@ -261,11 +279,15 @@ forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot
 
 
 @forking
+@one_world("a child does not go on with its parent's event loop")
+@pytest.mark.parametrize("world", ["blocking"], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 class TestForks:
     """A child uses, closes and waits for nothing of its parent's."""
 
-    def test_what_a_child_sold_survives_the_parents_close(self, tmp_path: Path) -> None:
+    def test_what_a_child_sold_survives_the_parents_close(
+        self, world: World, tmp_path: Path
+    ) -> None:
         """SQLite would delete the log of a child that took over its notes on locks."""
         slots = SqlSlots.sqlite(tmp_path / "slots.db")
         slots.create_tables()
@@ -383,6 +405,7 @@ class Child:
             os.close(self._go)
 
 
+@one_world("broken twins: the checks see")
 class TestBrokenTwins:
     """The same checks on the shipped ledger and on twins with one guard taken out."""
 

@@ -24,13 +24,14 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from slotcache import HoldManager, HoldState, SlotFull
+from slotcache import HoldState, SlotFull
 from slotcache.sql import HoldMixin, SqlSlots
 from slotcache.sql.tables import holds_of, keys_of, map_slots, shipped_slots
 from slotcache.testing import ManualClock
 
 from .support.sql import CLAIMS, ON_SERVERS
 from .support.threads import together
+from .support.worlds import World, one_world
 
 DATABASES = ("sqlite", *ON_SERVERS)
 DIALECTS = {
@@ -39,8 +40,25 @@ DIALECTS = {
     "mariadb": mysql.dialect(is_mariadb=True),
 }
 
-on_each = pytest.mark.parametrize("kind", DATABASES)
-on_servers = pytest.mark.parametrize("kind", ON_SERVERS)
+on_each = pytest.mark.parametrize(
+    ("kind", "world"),
+    [
+        *((kind, "blocking") for kind in DATABASES),
+        ("mariadb", "asyncio"),
+    ],
+    indirect=["world"],
+)
+on_sqlite_too = pytest.mark.parametrize(
+    ("kind", "world"),
+    [*((kind, "blocking") for kind in DATABASES), ("sqlite", "asyncio")],
+    indirect=["world"],
+)
+on_servers = pytest.mark.parametrize(
+    ("kind", "world"),
+    [*((kind, "blocking") for kind in ON_SERVERS), ("postgres", "asyncio")],
+    indirect=["world"],
+)
+nothing_waits = one_world("how classes and columns are read, before anything waits")
 
 
 @pytest.fixture
@@ -112,6 +130,7 @@ class TestKeysAndGeneratedScopes:
     @pytest.mark.parametrize(("key_type", "ids", "claim"), KEYS.values(), ids=KEYS.keys())
     def test_holds_and_lists_and_the_hook_know_them(
         self,
+        world: World,
         kind: str,
         engine: sa.Engine,
         key_type: sa.types.TypeEngine[Any],
@@ -120,13 +139,13 @@ class TestKeysAndGeneratedScopes:
     ) -> None:
         options = yard(key_type)
         options["slots"].metadata.create_all(engine)
-        with SqlSlots(engine, claim=claim, **options) as slots:
+        with world.table(engine, claim=claim, **options) as slots:
             slots.add([(each, 4) for each in ids])
             with engine.begin() as connection:
                 south = sa.update(options["slots"]).values(depot="south")
                 connection.execute(south.where(options["slots"].key == ids[1]))
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append)
+            holds = world.holds(slots, on_change=told.append)
 
             hold = holds.create(ids[0], 2, idempotency_key="k")
             holds.create(ids[1], ttl=0.000001)
@@ -142,9 +161,9 @@ class TestKeysAndGeneratedScopes:
             assert listed(slots, None) == [(ids[0], 4, 2), (ids[1], 4, 4)]
 
 
-def test_a_scope_that_the_table_generates_is_not_given(tmp_path: Path) -> None:
+def test_a_scope_that_the_table_generates_is_not_given(world: World, tmp_path: Path) -> None:
     with (
-        SqlSlots.sqlite(tmp_path / "yard.db", **yard(sa.String(40))) as slots,
+        world.sqlite(tmp_path / "yard.db", **yard(sa.String(40))) as slots,
         pytest.raises(ValueError, match=r"'place' is generated .* the scope 'a' cannot be given"),
     ):
         slots.add([("9:00", 4)], scope="a")
@@ -152,11 +171,13 @@ def test_a_scope_that_the_table_generates_is_not_given(tmp_path: Path) -> None:
 
 @on_each
 class TestMixin:
-    def test_it_books_as_the_shipped_tables_do(self, kind: str, engine: sa.Engine) -> None:
+    def test_it_books_as_the_shipped_tables_do(
+        self, world: World, kind: str, engine: sa.Engine
+    ) -> None:
         Base.metadata.create_all(engine)
-        with SqlSlots(engine, clock=ManualClock(), **WINDOWS) as slots:
+        with world.table(engine, clock=ManualClock(), **WINDOWS) as slots:
             slots.add([(1, 2)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             hold = holds.create(1, owner="Änn", idempotency_key="k")
             holds.create(1, ttl=5)
             with pytest.raises(SlotFull):
@@ -170,12 +191,12 @@ class TestMixin:
             assert holds.create(1, owner="Änn", idempotency_key="k").id != hold.id
 
     def test_its_rows_are_objects_with_exact_instants_and_text(
-        self, kind: str, engine: sa.Engine
+        self, world: World, kind: str, engine: sa.Engine
     ) -> None:
         Base.metadata.create_all(engine)
-        with SqlSlots(engine, **WINDOWS) as slots:
+        with world.table(engine, **WINDOWS) as slots:
             slots.add([(1, 2)])
-            hold = HoldManager(slots, on_change=None).create(1, owner="Änn")
+            hold = world.holds(slots, on_change=None).create(1, owner="Änn")
 
         with Session(engine) as session:
             row = session.scalars(sa.select(WindowHold).where(WindowHold.owner == "Änn")).one()
@@ -188,16 +209,16 @@ class TestMixin:
         assert row.source == "web"  # a column of theirs, with a default
 
     def test_nothing_is_created_where_nothing_is_shipped(
-        self, kind: str, engine: sa.Engine
+        self, world: World, kind: str, engine: sa.Engine
     ) -> None:
-        with SqlSlots(engine, **WINDOWS) as slots:
+        with world.table(engine, **WINDOWS) as slots:
             slots.create_tables()
 
             assert slots.ddl() == ""
             assert sa.inspect(engine).get_table_names() == []
 
 
-def test_columns_of_theirs_may_have_any_name() -> None:
+def test_columns_of_theirs_may_have_any_name(world: World) -> None:
     """Also one that the library uses in its answers."""
     mapper_registry = registry(metadata=bays().metadata)
 
@@ -210,10 +231,10 @@ def test_columns_of_theirs_may_have_any_name() -> None:
         now = mapped_column(sa.Boolean)
 
     table = mapper_registry.metadata.tables["bays"]
-    with SqlSlots.sqlite(":memory:", slots=table, holds=BayHold) as slots:
+    with world.sqlite(":memory:", slots=table, holds=BayHold) as slots:
         mapper_registry.metadata.create_all(slots.engine)
 
-        assert books(slots) == [(1, 4, 3)]
+        assert books(world, slots) == [(1, 4, 3)]
 
 
 def copied(row: WindowHold) -> dict[str, Any]:
@@ -221,7 +242,8 @@ def copied(row: WindowHold) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-@on_each
+@nothing_waits
+@pytest.mark.parametrize("kind", DATABASES)
 def test_there_is_one_definition_of_a_table_of_holds(kind: str) -> None:
     """The class's tables are the shipped ones, but for the names."""
 
@@ -258,6 +280,7 @@ def by_dataclasses(metadata: sa.MetaData) -> Any:
     return type("Base", (MappedAsDataclass, DeclarativeBase), {"metadata": metadata})
 
 
+@nothing_waits
 class TestStyles:
     @pytest.mark.parametrize("base_on", [by_generated_base, by_dataclasses])
     def test_any_base_will_do(self, base_on: Callable[[sa.MetaData], Any]) -> None:
@@ -358,6 +381,7 @@ def is_taken(holds: Any) -> bool:
         return True
 
 
+@nothing_waits
 class TestRefusedClasses:
     def test_a_class_that_does_not_say_which_slot(self) -> None:
         with pytest.raises(TypeError, match=r"Nowhere has no column slot_id.*ForeignKey"):
@@ -403,48 +427,50 @@ def bays(schema: str | None = None) -> sa.Table:
 class TestSchema:
     @pytest.mark.parametrize("claim", CLAIMS)
     def test_the_shipped_holds_are_where_the_slots_are(
-        self, kind: str, engine: sa.Engine, schema: str, claim: str
+        self, world: World, kind: str, engine: sa.Engine, schema: str, claim: str
     ) -> None:
         table = bays(schema)
         table.create(engine)
-        with SqlSlots(engine, slots=table, claim=claim) as slots:
+        with world.table(engine, slots=table, claim=claim) as slots:
             slots.create_tables()
             slots.create_tables()  # finds its own
 
-            assert books(slots) == [(1, 4, 3)]
+            assert books(world, slots) == [(1, 4, 3)]
         inspector = sa.inspect(engine)
         assert inspector.get_table_names() == []
         made = set(inspector.get_table_names(schema=schema))
         assert made == {"bays", "slot_holds", "slot_hold_keys"}
 
-    def test_their_ddl_makes_them_there(self, kind: str, engine: sa.Engine, schema: str) -> None:
+    def test_their_ddl_makes_them_there(
+        self, world: World, kind: str, engine: sa.Engine, schema: str
+    ) -> None:
         table = bays(schema)
         table.create(engine)
-        with SqlSlots(engine, slots=table) as slots:
+        with world.table(engine, slots=table) as slots:
             run(engine, slots.ddl())
 
             slots.create_tables()
-            assert books(slots) == [(1, 4, 3)]
+            assert books(world, slots) == [(1, 4, 3)]
 
     def test_an_engine_may_put_them_all_elsewhere(
-        self, kind: str, engine: sa.Engine, schema: str
+        self, world: World, kind: str, engine: sa.Engine, schema: str
     ) -> None:
         """By `schema_translate_map`: lists, too, are read on what the engine is."""
         translated = engine.execution_options(schema_translate_map={None: schema})
-        with SqlSlots(translated) as slots:
+        with world.table(translated) as slots:
             slots.create_tables()
             slots.create_tables()
 
-            assert books(slots) == [(1, 4, 3)]
+            assert books(world, slots) == [(1, 4, 3)]
             assert f"{schema}.slot_holds" in slots.ddl()
         assert sa.inspect(engine).get_table_names() == []
 
 
-def books(slots: SqlSlots) -> list[tuple[Any, ...]]:
+def books(world: World, slots: SqlSlots) -> list[tuple[Any, ...]]:
     """Sell one of four places, with and without a key, and return the list of their scope."""
     slots.add([(1, 4)], scope="a")
     told: list[Any] = []
-    holds = HoldManager(slots, on_change=told.append)
+    holds = world.holds(slots, on_change=told.append)
     hold = holds.create(1, idempotency_key="k")
     assert holds.create(1, idempotency_key="k").id == hold.id
     holds.cancel(holds.create(1).id)  # on PostgreSQL, that is the shortcut
@@ -453,12 +479,12 @@ def books(slots: SqlSlots) -> list[tuple[Any, ...]]:
     return listed(slots, "a")
 
 
-@on_each
+@on_sqlite_too
 class TestForeignTables:
-    def test_slots_of_somebody_else(self, kind: str, engine: sa.Engine) -> None:
+    def test_slots_of_somebody_else(self, world: World, kind: str, engine: sa.Engine) -> None:
         run(engine, "CREATE TABLE slots (id INTEGER, CAPACITY INTEGER)")
 
-        with SqlSlots(engine) as slots:
+        with world.table(engine) as slots:
             message = (
                 r"'slots' already, which has no column slot_id, scope, remaining: map .*slots="
             )
@@ -468,20 +494,22 @@ class TestForeignTables:
         assert sa.inspect(engine).get_table_names() == ["slots"]
 
     @pytest.mark.parametrize("name", ["slot_holds", "slot_hold_keys"])
-    def test_holds_of_somebody_else(self, kind: str, engine: sa.Engine, name: str) -> None:
+    def test_holds_of_somebody_else(
+        self, world: World, kind: str, engine: sa.Engine, name: str
+    ) -> None:
         run(engine, f"CREATE TABLE {name} (id INTEGER)")
 
         with (
-            SqlSlots(engine) as slots,
+            world.table(engine) as slots,
             pytest.raises(ValueError, match=rf"'{name}' already.*slotcache\.sql\.HoldMixin"),
         ):
             slots.create_tables()
 
         assert sa.inspect(engine).get_table_names() == [name]
 
-    def test_holds_of_an_older_slotcache(self, kind: str, engine: sa.Engine) -> None:
+    def test_holds_of_an_older_slotcache(self, world: World, kind: str, engine: sa.Engine) -> None:
         """What the message says to run is all that it takes."""
-        with SqlSlots(engine) as slots:
+        with world.table(engine) as slots:
             slots.create_tables()
             run(engine, "ALTER TABLE slot_holds DROP COLUMN reference")
 
@@ -490,23 +518,23 @@ class TestForeignTables:
             run(engine, str(no.value).partition("run ")[2].partition("; else")[0])
 
             slots.create_tables()
-            assert books(slots) == [(1, 4, 3)]
+            assert books(world, slots) == [(1, 4, 3)]
 
-    def test_holds_of_other_slots(self, kind: str, engine: sa.Engine) -> None:
-        with SqlSlots(engine) as shipped:
+    def test_holds_of_other_slots(self, world: World, kind: str, engine: sa.Engine) -> None:
+        with world.table(engine) as shipped:
             shipped.create_tables()
         table = bays()
         table.create(engine)
 
-        with SqlSlots(engine, slots=table) as slots:
+        with world.table(engine, slots=table) as slots:
             message = r"its slot_id references \S+\.slots, not \S+\.bays: make .*HoldMixin"
             with pytest.raises(ValueError, match=message):
                 slots.create_tables()
 
-    def test_all_who_ask_at_once_are_told(self, kind: str, url: str) -> None:
+    def test_all_who_ask_at_once_are_told(self, world: World, kind: str, url: str) -> None:
         engines = [sa.create_engine(url) for _ in range(4)]
         run(engines[0], "CREATE TABLE slot_holds (id INTEGER)")
-        tables = [SqlSlots(engine) for engine in engines]
+        tables = [world.table(engine) for engine in engines]
         left, told = iter(tables), []
 
         def create() -> None:
@@ -524,13 +552,13 @@ class TestForeignTables:
 
 @on_servers
 def test_a_table_of_that_name_in_another_schema_is_not_in_the_way(
-    kind: str, engine: sa.Engine, schema: str
+    world: World, kind: str, engine: sa.Engine, schema: str
 ) -> None:
     run(engine, "CREATE TABLE slot_holds (id INTEGER)")
     table = bays(schema)
     table.create(engine)
 
-    with SqlSlots(engine, slots=table) as slots:
+    with world.table(engine, slots=table) as slots:
         slots.create_tables()
 
         run(engine, f"ALTER TABLE {schema}.slot_holds DROP COLUMN owner")

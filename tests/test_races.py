@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from slotcache.sql.tables import keys_of
 from .support.races import PATIENT, Crowd, buy, cleared, gathered
 from .support.sql import CLAIMS, ON_SERVERS, Place, check_books, free, on_connect, query
 from .support.threads import PATIENCE, spawn
+from .support.worlds import World, Worlds, inner_engine
 
 CALLERS = 16
 RACED = ("given", *ON_SERVERS)
@@ -83,13 +84,32 @@ def claim(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest, worlds: Worlds) -> Iterator[World]:
+    """The blocking one, unless a test is for both."""
+    with closing(worlds.open(getattr(request, "param", "blocking"))) as world:
+        yield world
+
+
+in_both_worlds = pytest.mark.parametrize(
+    ("kind", "claim", "world"),
+    [
+        *((kind, claim, "blocking") for kind in RACED for claim in CLAIMS),
+        ("postgres", "on_hold", "asyncio"),
+        ("mariadb", "counted", "asyncio"),
+    ],
+    indirect=True,
+    scope="module",
+)
+
+
+@pytest.fixture(scope="module")
 def standing_crowd(
-    kind: str, claim: str, request: pytest.FixtureRequest, tmp_path_factory: Any
+    kind: str, claim: str, world: World, request: pytest.FixtureRequest, tmp_path_factory: Any
 ) -> Iterator[Crowd]:
     place = tmp_path_factory.mktemp("races")
     if kind in ON_SERVERS:
         place = request.getfixturevalue(f"{kind}_tables")
-    with gathered(kind, place, count=CALLERS, claim=claim) as crowd:
+    with gathered(kind, place, count=CALLERS, world=world, claim=claim) as crowd:
         yield crowd
 
 
@@ -104,6 +124,7 @@ only_on_servers = pytest.mark.parametrize("kind", ON_SERVERS, indirect=True, sco
 
 
 class TestCreate:
+    @in_both_worlds
     def test_one_of_many_buyers_gets_the_last_place(self, crowd: Crowd) -> None:
         assert last_place(crowd) == {Hold: 1, SlotFull: CALLERS - 1}
 
@@ -181,12 +202,14 @@ class TestCreate:
 class TestOnce:
     """P7: the same wish, sent by many at once."""
 
+    @in_both_worlds
     def test_one_key_makes_one_hold(self, crowd: Crowd) -> None:
         holds_made, rows = sent_under_one_key(crowd)
 
         assert holds_made == {False: 1, True: CALLERS - 1}
         assert rows == 1
 
+    @in_both_worlds
     def test_one_key_on_two_slots_makes_one_hold_and_conflicts(self, crowd: Crowd) -> None:
         crowd.table.add([(1, 5), (2, 5)])
         calls = crowd.each(
@@ -220,6 +243,7 @@ class TestOnce:
         assert len({each.id for each in made}) == 1
         assert query(crowd.table, "SELECT slot_id FROM slot_holds ORDER BY 1") == [(1,), (2,)]
 
+    @in_both_worlds
     def test_of_many_confirms_one_sells(self, crowd: Crowd) -> None:
         crowd.table.add([(1, 10)])
         hold = crowd.holds.create(1, 3)
@@ -246,6 +270,7 @@ class TestOnce:
 class TestMoves:
     """Two different moves of one hold."""
 
+    @in_both_worlds
     def test_a_hold_that_falls_due_while_its_confirms_wait_is_not_sold(self, crowd: Crowd) -> None:
         outcomes = confirmed_too_late(crowd)
 
@@ -279,6 +304,7 @@ class TestMoves:
         assert kinds_of(outcomes[1::2]) == {Hold: 1, SlotFull: CALLERS / 2 - 1}
         assert remaining(crowd) == 0
 
+    @in_both_worlds
     def test_confirm_against_cancel_ends_cancelled(self, crowd: Crowd) -> None:
         crowd.table.add([(1, 10)])
         hold = crowd.holds.create(1, 3)
@@ -307,6 +333,7 @@ class TestMoves:
             assert isinstance(each, IllegalTransition) or each.expires_at > hold.expires_at
         assert (states(crowd), remaining(crowd)) == ({"confirmed": 1}, 7)
 
+    @in_both_worlds
     def test_crossed_operations_end_in_business_and_the_books_balance(self, crowd: Crowd) -> None:
         """No deadlock comes out of it, and nobody is told Busy."""
         crowd.table.add([(1, 9), (2, 9)])
@@ -364,6 +391,7 @@ def do_anything(holds: HoldManager, chance: random.Random, known: list[UUID]) ->
 class TestOrders:
     """Requests for several slots, and those that give something up for it."""
 
+    @in_both_worlds
     def test_crossed_requests_for_several_slots_sell_out_and_lose_no_deadlock(
         self, crowd: Crowd
     ) -> None:
@@ -565,12 +593,12 @@ def overtaken_in(crowd: Crowd) -> Iterator[list[Any]]:
             overtaken.append(context)
 
     for table in crowd.tables:
-        sa.event.listen(table.engine, "handle_error", note)
+        sa.event.listen(inner_engine(table), "handle_error", note)
     try:
         yield overtaken
     finally:
         for table in crowd.tables:
-            sa.event.remove(table.engine, "handle_error", note)
+            sa.event.remove(inner_engine(table), "handle_error", note)
 
 
 def replaced_by_many(crowd: Crowd) -> Counter[type]:
@@ -617,6 +645,7 @@ class TestSweepers:
             assert crowd.holds.expire_due() == 3
         assert crowd.holds.expire_due() == 2
 
+    @in_both_worlds
     def test_sales_and_sweepers_of_the_same_slots_balance(self, crowd: Crowd) -> None:
         """A sale writes the due holds of its slot down, too."""
         crowd.table.add([(slot_id, 1) for slot_id in range(CALLERS)])
@@ -679,6 +708,7 @@ def sent_under_one_key(crowd: Crowd) -> tuple[Counter[bool], int]:
 class TestLockWait:
     """Somebody else keeps the slot for longer than `lock_wait`."""
 
+    @in_both_worlds
     def test_it_says_busy_in_about_that_time_and_changes_nothing(
         self, kind: str, crowd: Crowd
     ) -> None:
@@ -686,7 +716,9 @@ class TestLockWait:
         hold = crowd.holds.create(1, 2)
         lock_wait = 1.0 if kind == "mariadb" else 0.2
         policy = HoldPolicy(lock_wait=lock_wait)
-        hurried = [HoldManager(each, on_change=None, policy=policy) for each in crowd.tables[:5]]
+        hurried = [
+            crowd.world.holds(each, on_change=None, policy=policy) for each in crowd.tables[:5]
+        ]
         works: list[Callable[[HoldManager], Any]] = [
             lambda holds: holds.create(1, 5),  # more than is free: that is not known
             lambda holds: holds.create(1, idempotency_key="k"),
@@ -711,6 +743,7 @@ class TestLockWait:
         )
         assert hurried[1].create(1, idempotency_key="k").replayed is False
 
+    @in_both_worlds
     def test_a_list_and_a_hold_are_read_without_waiting(self, crowd: Crowd) -> None:
         crowd.table.add([(1, 5)])
         hold = crowd.holds.create(1, 2)
@@ -847,17 +880,20 @@ def session_of(server: str, table: SqlSlots) -> list[Any]:
 
 
 class TestDeadlocks:
-    def test_whoever_loses_one_tries_again(self, server: str, place_of: PlaceOf) -> None:
+    @pytest.mark.parametrize("world", Worlds.both, indirect=True, scope="module")
+    def test_whoever_loses_one_tries_again(
+        self, server: str, world: World, place_of: PlaceOf
+    ) -> None:
         """Another client takes the hold first, then its slot: the wrong way round."""
         options: dict[str, Any] = {}
         if server == "postgres":
             # So that it is we who notice first: the other one's is a second.
             options["engine_connect_args"] = {"options": "-c deadlock_timeout=400ms"}
-        with gathered(server, place_of(server), count=1, **options) as crowd:
+        with gathered(server, place_of(server), count=1, world=world, **options) as crowd:
             crowd.table.add([(slot_id, 5) for slot_id in range(1, 30)])
             hold = crowd.holds.create(1, 2)
             lost: list[Any] = []
-            sa.event.listen(crowd.table.engine, "handle_error", lost.append)
+            sa.event.listen(inner_engine(crowd.table), "handle_error", lost.append)
 
             with crowd.blocked(*range(2, 30)) as other:
                 # MariaDB ends the one that has changed less.

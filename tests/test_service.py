@@ -2,6 +2,7 @@
 
 import threading
 import uuid
+from contextlib import closing
 from datetime import date
 
 import pytest
@@ -9,16 +10,20 @@ import pytest
 from slotcache import (
     AvailabilityPolicy,
     BackendError,
-    HoldManager,
     HoldPolicy,
-    SlotAvailabilityService,
     Source,
 )
 from slotcache.memory import MemoryCache
-from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
 from tests.support.shelf import NoLocks, ScopedShelf, Shelf, left
 from tests.support.threads import Counted, Gate, spawn, together
+from tests.support.worlds import Worlds
+
+
+@pytest.fixture(params=Worlds.for_services)
+def world(request, worlds):
+    with closing(worlds.open(request.param)) as world:
+        yield world
 
 
 @pytest.fixture
@@ -32,8 +37,8 @@ def shelf():
 
 
 @pytest.fixture
-def service(shelf, clock):
-    return SlotAvailabilityService(shelf, clock=clock)
+def service(world, shelf, clock):
+    return world.service(shelf, clock=clock)
 
 
 # The five.
@@ -58,8 +63,8 @@ def test_calls_within_the_ttl_do_not_query(service, shelf, clock):
     assert shelf.loads == 2
 
 
-def test_concurrent_callers_cause_one_query(shelf):
-    service = SlotAvailabilityService(shelf, locks=NoLocks())
+def test_concurrent_callers_cause_one_query(world, shelf):
+    service = world.service(shelf, locks=NoLocks())
     boarded = service._refill._flights.board = Counted(service._refill._flights.board)
     gate = shelf.during_load = Gate()
 
@@ -81,12 +86,12 @@ def test_clearing_makes_the_next_call_query(service, shelf):
     assert shelf.loads == 2
 
 
-def test_the_list_follows_every_hold_change(clock):
-    with SqlSlots.sqlite(":memory:", clock=clock) as slots:
+def test_the_list_follows_every_hold_change(world, clock):
+    with world.sqlite(":memory:", clock=clock) as slots:
         slots.create_tables()
         slots.add([(1, 10)])
-        service = SlotAvailabilityService(slots, clock=clock)
-        holds = HoldManager(slots, on_change=service.clear_availability_cache)
+        service = world.service(slots, clock=clock)
+        holds = world.holds(slots, on_change=service.clear_availability_cache)
 
         def free():
             return service.get_availability().get(1).remaining
@@ -123,8 +128,8 @@ def test_a_clear_during_a_fill_is_not_lost(service, shelf):
     assert shelf.loads == 2
 
 
-def test_a_reader_does_not_join_a_query_from_before_a_change(shelf):
-    service = SlotAvailabilityService(shelf)
+def test_a_reader_does_not_join_a_query_from_before_a_change(world, shelf):
+    service = world.service(shelf)
     boarded = service._refill._flights.board = Counted(service._refill._flights.board)
     gate = shelf.during_load = Gate()
     early = spawn(service.get_availability)
@@ -141,8 +146,8 @@ def test_a_reader_does_not_join_a_query_from_before_a_change(shelf):
     assert shelf.loads == 2
 
 
-def test_a_storm_of_changes_starves_no_reader(shelf):
-    service = SlotAvailabilityService(shelf, policy=AvailabilityPolicy(lock_timeout=20))
+def test_a_storm_of_changes_starves_no_reader(world, shelf):
+    service = world.service(shelf, policy=AvailabilityPolicy(lock_timeout=20))
     stop = threading.Event()
 
     def change_for_ever():
@@ -223,7 +228,9 @@ def test_no_life_is_longer_than_the_ttl(service, shelf, clock):
     assert shelf.loads == 2
 
 
-def test_a_hit_takes_no_lock(service, shelf):
+def test_a_hit_takes_no_lock(world, shelf, clock):
+    cache = MemoryCache(clock=clock)
+    service = world.service(shelf, cache=cache, clock=clock)
     service.read()
 
     class Untouchable:
@@ -233,7 +240,7 @@ def test_a_hit_takes_no_lock(service, shelf):
         def __exit__(self, *_):
             raise AssertionError
 
-    service._cache._mutex = service._cache._locks._mutex = Untouchable()
+    cache._mutex = cache._locks._mutex = Untouchable()
     assert service.read().source is Source.CACHED
     assert left(service.get_availability()) == 10
 
@@ -246,16 +253,16 @@ def airports():
     return ScopedShelf()
 
 
-def test_each_scope_is_a_list_of_its_own(airports, clock):
-    service = SlotAvailabilityService(airports, clock=clock)
+def test_each_scope_is_a_list_of_its_own(world, airports, clock):
+    service = world.service(airports, clock=clock)
     for scope in ("JFK", "EWR", None, "JFK", "EWR", None):
         service.read(scope)
 
     assert airports.scopes == ["JFK", "EWR", None]
 
 
-def test_clearing_a_scope_clears_it_and_the_whole_list_and_no_other(airports, clock):
-    service = SlotAvailabilityService(airports, clock=clock)
+def test_clearing_a_scope_clears_it_and_the_whole_list_and_no_other(world, airports, clock):
+    service = world.service(airports, clock=clock)
     for scope in ("JFK", "EWR", None):
         service.read(scope)
     airports.scopes.clear()
@@ -266,12 +273,12 @@ def test_clearing_a_scope_clears_it_and_the_whole_list_and_no_other(airports, cl
     assert airports.scopes == ["JFK", None]
 
 
-def test_clearing_without_a_scope_clears_every_list_of_the_cache(airports, clock):
+def test_clearing_without_a_scope_clears_every_list_of_the_cache(world, airports, clock):
     cache = MemoryCache(clock=clock)
-    service = SlotAvailabilityService(airports, cache=cache, clock=clock)
+    service = world.service(airports, cache=cache, clock=clock)
     other_shelf = Shelf()
     policy = AvailabilityPolicy(key="other")
-    other = SlotAvailabilityService(other_shelf, cache=cache, policy=policy, clock=clock)
+    other = world.service(other_shelf, cache=cache, policy=policy, clock=clock)
     for scope in ("JFK", "EWR", None):
         service.read(scope)
     other.read()
@@ -285,11 +292,11 @@ def test_clearing_without_a_scope_clears_every_list_of_the_cache(airports, clock
     assert other_shelf.loads == 2
 
 
-def test_a_table_without_scopes_clears_its_own_list_alone(airports, clock):
+def test_a_table_without_scopes_clears_its_own_list_alone(world, airports, clock):
     cache = MemoryCache(clock=clock)
-    service = SlotAvailabilityService(airports, cache=cache, clock=clock)
+    service = world.service(airports, cache=cache, clock=clock)
     policy = AvailabilityPolicy(key="other")
-    other = SlotAvailabilityService(Shelf(), cache=cache, policy=policy, clock=clock)
+    other = world.service(Shelf(), cache=cache, policy=policy, clock=clock)
     service.read("JFK")
 
     other.clear_availability_cache()
@@ -297,21 +304,21 @@ def test_a_table_without_scopes_clears_its_own_list_alone(airports, clock):
 
 
 @pytest.mark.parametrize("call", ["read", "get_availability", "clear_availability_cache"])
-def test_a_scope_that_no_change_would_clear_is_refused(airports, call):
-    by_text = SlotAvailabilityService(airports)
+def test_a_scope_that_no_change_would_clear_is_refused(world, airports, call):
+    by_text = world.service(airports)
     for scope in (5, b"JFK", uuid.uuid4(), date(2013, 11, 27), True):
         with pytest.raises(TypeError, match=r"a scope of this table is str, not"):
             getattr(by_text, call)(scope)
 
-    without = SlotAvailabilityService(Shelf())
+    without = world.service(Shelf())
     with pytest.raises(ValueError, match="this table has no scopes: leave the scope 'JFK' out"):
         getattr(without, call)("JFK")
 
 
-def test_a_scope_of_an_int_table_must_be_an_int():
+def test_a_scope_of_an_int_table_must_be_an_int(world):
     shelf = ScopedShelf()
     shelf.scope_type = int
-    service = SlotAvailabilityService(shelf)
+    service = world.service(shelf)
 
     service.read(5)
     for scope in ("5", True, 5.0):
@@ -319,7 +326,7 @@ def test_a_scope_of_an_int_table_must_be_an_int():
             service.clear_availability_cache(scope)
 
 
-def test_the_keys_and_locks_carry_the_scope_and_its_type(airports, clock):
+def test_the_keys_and_locks_carry_the_scope_and_its_type(world, airports, clock):
     cache = MemoryCache(clock=clock)
     asked = []
 
@@ -331,7 +338,7 @@ def test_the_keys_and_locks_carry_the_scope_and_its_type(airports, clock):
         def release(self, lock):
             return cache.locks().release(lock)
 
-    service = SlotAvailabilityService(airports, cache=cache, locks=Listening(), clock=clock)
+    service = world.service(airports, cache=cache, locks=Listening(), clock=clock)
     service.read()
     service.read("JFK")
 
@@ -342,9 +349,9 @@ def test_the_keys_and_locks_carry_the_scope_and_its_type(airports, clock):
     assert list(cache._records) == ["slots.availability", "slots.availability:str:JFK"]
 
 
-def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
+def test_two_services_on_one_cache_share_lists_and_clears(world, shelf, clock):
     cache = MemoryCache(clock=clock)
-    one, two = (SlotAvailabilityService(shelf, cache=cache, clock=clock) for _ in range(2))
+    one, two = (world.service(shelf, cache=cache, clock=clock) for _ in range(2))
     one.read()
 
     assert two.read().source is Source.CACHED
@@ -356,6 +363,7 @@ def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
 # Parts that are none.
 
 
+@pytest.mark.parametrize("world", Worlds.both, indirect=True)
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -372,18 +380,20 @@ def test_two_services_on_one_cache_share_lists_and_clears(shelf, clock):
         ({"policy": HoldPolicy()}, "policy must be an AvailabilityPolicy, not HoldPolicy"),
     ],
 )
-def test_a_part_that_is_none_is_refused_where_it_is_given(parts, message):
+def test_a_part_that_is_none_is_refused_where_it_is_given(world, parts, message):
     with pytest.raises(TypeError, match=message):
-        SlotAvailabilityService(**{"slots": Shelf(), **parts})
+        world.service(**{"slots": Shelf(), **parts})
 
 
-def test_a_manager_needs_a_table():
-    with pytest.raises(TypeError, match=r"slots must be a table such as SqlSlots\(engine\), not 5"):
-        HoldManager(5, on_change=None)
+def test_a_manager_needs_a_table(world):
+    with pytest.raises(
+        TypeError, match=r"slots must be a table such as \w*SqlSlots\(engine\), not 5"
+    ):
+        world.holds(5, on_change=None)
 
 
-def test_holds_without_their_table_are_told_how_it_is_made():
-    with SqlSlots.sqlite(":memory:") as slots:
-        holds = HoldManager(slots, on_change=None)
+def test_holds_without_their_table_are_told_how_it_is_made(world):
+    with world.sqlite(":memory:") as slots:
+        holds = world.holds(slots, on_change=None)
         with pytest.raises(BackendError, match="no such table: slots: create_tables"):
             holds.create(1)

@@ -6,7 +6,7 @@ import gc
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from slotcache.sql.sqlite import Sqlite
 from slotcache.testing import ManualClock
 
 from .support.sql import ON_SQLITE, free, metered, on_connect, opened, query, traced, write_lock
+from .support.worlds import World, inner_engine, one_world
 
 
 @pytest.fixture(params=ON_SQLITE)
-def slots(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlSlots]:
-    with opened(request.param, tmp_path, clock=ManualClock()) as slots:
+def slots(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[SqlSlots]:
+    with opened(request.param, tmp_path, world=world, clock=ManualClock()) as slots:
         yield slots
 
 
@@ -55,9 +56,11 @@ class TestLoad:
         assert rows(slots, "c") == []
         assert len(rows(slots)) == 3
 
-    def test_live_holds_are_taken_off_and_due_ones_are_not(self, slots: SqlSlots) -> None:
+    def test_live_holds_are_taken_off_and_due_ones_are_not(
+        self, world: World, slots: SqlSlots
+    ) -> None:
         slots.add([(1, 4), (2, 4)], scope="a")
-        holds = HoldManager(slots, on_change=None)
+        holds = world.holds(slots, on_change=None)
         holds.create(1, 2, ttl=5)
         holds.create(1, 1, ttl=9)
         holds.confirm(holds.create(2, 3).id)
@@ -66,10 +69,12 @@ class TestLoad:
         clock_of(slots).advance(5)
         assert rows(slots, "a") == [(1, 4, 3), (2, 4, 1)]
 
-    def test_it_tells_when_the_first_live_hold_of_that_list_ends(self, slots: SqlSlots) -> None:
+    def test_it_tells_when_the_first_live_hold_of_that_list_ends(
+        self, world: World, slots: SqlSlots
+    ) -> None:
         slots.add([(1, 4)], scope="a")
         slots.add([(2, 4)], scope="b")
-        holds = HoldManager(slots, on_change=None)
+        holds = world.holds(slots, on_change=None)
         for slot_id, ttl in ((1, 9.0), (1, 5.0), (2, 3.0)):
             holds.create(slot_id, ttl=ttl)
         holds.cancel(holds.create(1, ttl=1).id)
@@ -81,20 +86,22 @@ class TestLoad:
         clock_of(slots).advance(0.001)
         assert slots.load("a").valid_for == pytest.approx(4, abs=0.001)
 
-    def test_more_promised_than_unsold_shows_as_none_left(self, slots: SqlSlots) -> None:
+    def test_more_promised_than_unsold_shows_as_none_left(
+        self, world: World, slots: SqlSlots
+    ) -> None:
         slots.add([(1, 4)])
-        HoldManager(slots, on_change=None).create(1, 3)
+        world.holds(slots, on_change=None).create(1, 3)
         with slots.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE slots SET remaining = 2")
 
         assert rows(slots) == [(1, 4, 0)]
         with pytest.raises(SlotFull) as refused:
-            HoldManager(slots, on_change=None).create(1)
+            world.holds(slots, on_change=None).create(1)
         assert refused.value.remaining == 0
 
-    def test_rows_that_cannot_be_true_are_not_listed(self, tmp_path: Path) -> None:
+    def test_rows_that_cannot_be_true_are_not_listed(self, world: World, tmp_path: Path) -> None:
         """A table without the CHECKs may hold anything."""
-        with given(tmp_path, bare_table()) as slots:
+        with given(world, tmp_path, bare_table()) as slots:
             slots.add([(1, 4)])
             with slots.engine.begin() as connection:
                 connection.exec_driver_sql("UPDATE bare SET remaining = 9")
@@ -107,19 +114,21 @@ class TestLoad:
         [(int, [-(2**63), 2**63 - 1]), (str, ["A 1", "ß"]), (UUID, [UUID(int=1), UUID(int=2)])],
     )
     def test_ids_come_back_as_what_they_were(
-        self, tmp_path: Path, id_type: type[Any], ids: list[Any]
+        self, world: World, tmp_path: Path, id_type: type[Any], ids: list[Any]
     ) -> None:
-        with opened("memory", tmp_path, id_type=id_type) as slots:
+        with opened("memory", tmp_path, id_type=id_type, world=world) as slots:
             slots.add([(each, 4) for each in reversed(ids)])
-            hold = HoldManager(slots, on_change=None).create(ids[0])
+            hold = world.holds(slots, on_change=None).create(ids[0])
 
             assert rows(slots) == [(ids[0], 4, 3), (ids[1], 4, 4)]
             assert hold.slot_id == ids[0]
             assert slots.id_type is id_type
 
-    def test_an_id_is_counted_under_the_spelling_of_its_row(self, tmp_path: Path) -> None:
+    def test_an_id_is_counted_under_the_spelling_of_its_row(
+        self, world: World, tmp_path: Path
+    ) -> None:
         """Where the database takes "a" for "A", the promises of both are of one slot."""
-        with given(tmp_path, bare_table(id_type=sa.String(20))) as slots:
+        with given(world, tmp_path, bare_table(id_type=sa.String(20))) as slots:
             with slots.engine.begin() as connection:
                 connection.exec_driver_sql("DROP TABLE bare")
                 connection.exec_driver_sql(
@@ -127,7 +136,7 @@ class TestLoad:
                     " capacity INTEGER, remaining INTEGER)"
                 )
             slots.add([("A", 1)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
 
             hold = holds.create("a")
 
@@ -138,38 +147,39 @@ class TestLoad:
                     holds.create(spelling)
             assert holds.confirm(hold.id).state is HoldState.CONFIRMED
 
-    def test_what_the_database_raises_passes_through(self, tmp_path: Path) -> None:
-        with SqlSlots.sqlite(tmp_path / "no tables.db") as slots:
+    def test_what_the_database_raises_passes_through(self, world: World, tmp_path: Path) -> None:
+        with world.sqlite(tmp_path / "no tables.db") as slots:
             with pytest.raises(sa.exc.OperationalError, match="no such table"):
                 slots.load()
             with pytest.raises(BackendError, match="no such table") as failure:
-                HoldManager(slots, on_change=None).create(1)
+                world.holds(slots, on_change=None).create(1)
 
             assert isinstance(failure.value.__cause__, sa.exc.OperationalError)
 
-    def test_it_waits_for_no_writer(self, tmp_path: Path) -> None:
-        with opened("file", tmp_path) as slots:
+    def test_it_waits_for_no_writer(self, world: World, tmp_path: Path) -> None:
+        with opened("file", tmp_path, world=world) as slots:
             slots.add([(1, 4)])
             with write_lock(tmp_path / "slots.db") as other:
                 other.execute("UPDATE slots SET remaining = 0")
 
                 assert rows(slots) == [(1, 4, 4)]
 
+    @one_world("has the pool of its own engine in hand")
     def test_callers_who_hold_every_connection_do_not_starve_it(self, tmp_path: Path) -> None:
         engine = sa.create_engine(
             f"sqlite:///{tmp_path / 'slots.db'}", pool_size=1, max_overflow=0, pool_timeout=0.1
         )
-        slots = SqlSlots(engine)
-        slots.create_tables()
-        slots.add([(1, 4)])
+        with SqlSlots(engine) as slots:
+            slots.create_tables()
+            slots.add([(1, 4)])
 
-        with engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE slots SET remaining = 0")
+            with engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE slots SET remaining = 0")
 
-            assert rows(slots) == [(1, 4, 4)]  # nor does it read in their transaction (P1)
-        slots.close()
+                assert rows(slots) == [(1, 4, 4)]  # nor does it read in their transaction (P1)
         engine.dispose()
 
+    @one_world("listens to SQLite's own driver")
     def test_listeners_on_connect_apply_to_its_connection_too(self, tmp_path: Path) -> None:
         engine = sa.create_engine(f"sqlite:///{tmp_path / 'slots.db'}")
         slots = SqlSlots(engine)
@@ -184,6 +194,7 @@ class TestLoad:
         slots.close()
         engine.dispose()
 
+    @one_world("closes a connection of SQLite's own driver")
     def test_a_connection_that_broke_is_replaced(self, tmp_path: Path) -> None:
         with opened("file", tmp_path) as slots:
             made: list[sqlite3.Connection] = []
@@ -206,18 +217,19 @@ class TestScopes:
     )
     def test_a_scope_is_of_the_columns_type_and_of_no_other(
         self,
+        world: World,
         tmp_path: Path,
         column: sa.types.TypeEngine[Any],
         scope_type: type[Any],
         scope: Any,
         others: list[Any],
     ) -> None:
-        with given(tmp_path, bare_table(sa.Column("scope", column))) as slots:
+        with given(world, tmp_path, bare_table(sa.Column("scope", column))) as slots:
             slots.add([(1, 4)], scope=scope)
 
             assert slots.scope_type is scope_type
             assert rows(slots, scope) == [(1, 4, 4)]
-            assert HoldManager(slots, on_change=None).create(1).scope == scope
+            assert world.holds(slots, on_change=None).create(1).scope == scope
             for other in others:
                 name = type(other).__name__
                 with pytest.raises(TypeError, match=rf"{scope_type.__name__}, not {name}"):
@@ -225,21 +237,23 @@ class TestScopes:
                 with pytest.raises(TypeError, match=name):
                     slots.add([(2, 4)], scope=other)
 
-    def test_a_table_without_the_column_has_none(self, tmp_path: Path) -> None:
-        with given(tmp_path, bare_table()) as slots:
+    def test_a_table_without_the_column_has_none(self, world: World, tmp_path: Path) -> None:
+        with given(world, tmp_path, bare_table()) as slots:
             slots.add([(1, 4)])
 
             assert slots.scope_type is None
-            assert HoldManager(slots, on_change=None).create(1).scope is None
+            assert world.holds(slots, on_change=None).create(1).scope is None
             with pytest.raises(ValueError, match="leave the scope 'a' out"):
                 slots.load("a")
             with pytest.raises(ValueError, match="leave the scope 'a' out"):
                 slots.add([(2, 4)], scope="a")
 
-    def test_another_spelling_of_the_same_scope_is_refused(self, tmp_path: Path) -> None:
+    def test_another_spelling_of_the_same_scope_is_refused(
+        self, world: World, tmp_path: Path
+    ) -> None:
         """Else it would be cached under a key that no change clears."""
         nocase = sa.Column("scope", sa.String(20, collation="NOCASE"))
-        with given(tmp_path, bare_table(nocase)) as slots:
+        with given(world, tmp_path, bare_table(nocase)) as slots:
             slots.add([(1, 4), (2, 4)], scope="Hall")
 
             assert len(rows(slots, "Hall")) == 2
@@ -296,10 +310,12 @@ class TestAdd:
         with pytest.raises(TypeError, match="slot_id must be int, as in the table"):
             slots.add([("A", 4)])
 
-    def test_a_constraint_of_your_own_is_the_operators_move(self, tmp_path: Path) -> None:
+    def test_a_constraint_of_your_own_is_the_operators_move(
+        self, world: World, tmp_path: Path
+    ) -> None:
         table = bare_table(sa.Column("hall", sa.String, nullable=False))
         with (
-            given(tmp_path, table) as slots,
+            given(world, tmp_path, table) as slots,
             pytest.raises(BackendError, match=r"NOT NULL .*hall"),
         ):
             slots.add([(1, 4)])
@@ -323,6 +339,8 @@ class TestShippedTables:
             (name, sql.replace("IF NOT EXISTS ", "")) for name, sql in query(slots, schema)
         ]
 
+    @one_world("the database's own checks")
+    @pytest.mark.parametrize("world", ["blocking"], indirect=True)
     @pytest.mark.parametrize(
         "impossible",
         [
@@ -334,10 +352,10 @@ class TestShippedTables:
         ],
     )
     def test_the_database_itself_refuses_what_cannot_be(
-        self, slots: SqlSlots, impossible: str
+        self, world: World, slots: SqlSlots, impossible: str
     ) -> None:
         slots.add([(1, 4)])
-        HoldManager(slots, on_change=None).create(1)
+        world.holds(slots, on_change=None).create(1)
 
         with (
             pytest.raises(sa.exc.IntegrityError, match="CHECK"),
@@ -345,10 +363,10 @@ class TestShippedTables:
         ):
             connection.exec_driver_sql(impossible)
 
-    def test_an_instant_is_text_of_one_width(self, slots: SqlSlots) -> None:
+    def test_an_instant_is_text_of_one_width(self, world: World, slots: SqlSlots) -> None:
         """Comparing the text compares the instants, also of whole seconds."""
         slots.add([(1, 4)])
-        HoldManager(slots, on_change=None).create(1)
+        world.holds(slots, on_change=None).create(1)
 
         times = query(slots, "SELECT created_at, expires_at FROM slot_holds")
 
@@ -404,12 +422,12 @@ class TestYourOwnTable:
         ids=["class and names", "class and attributes", "table and columns"],
     )
     def test_it_is_mapped_by_names_columns_or_attributes(
-        self, tmp_path: Path, source: Any, columns: dict[str, Any]
+        self, world: World, tmp_path: Path, source: Any, columns: dict[str, Any]
     ) -> None:
-        with given(tmp_path, source, columns=columns) as slots:
+        with given(world, tmp_path, source, columns=columns) as slots:
             lesson, day = UUID(int=7), date(2026, 3, 1)
             slots.add([(lesson, 8, 6)], scope=day)
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
 
             holds.confirm(holds.create(lesson, 2).id)
 
@@ -417,12 +435,13 @@ class TestYourOwnTable:
             assert rows(slots, day) == [(lesson, 8, 4)]
             assert query(slots, 'SELECT title, "left" FROM lessons') == [("Pottery", 4)]
 
-    def test_only_the_table_of_holds_is_made_beside_it(self, tmp_path: Path) -> None:
-        with given(tmp_path, bare_table()) as slots:
+    def test_only_the_table_of_holds_is_made_beside_it(self, world: World, tmp_path: Path) -> None:
+        with given(world, tmp_path, bare_table()) as slots:
             assert "CREATE TABLE slot_holds" in slots.ddl()
             assert "REFERENCES bare (slot_id)" in slots.ddl()
             assert "CREATE TABLE bare" not in slots.ddl()
 
+    @one_world("how columns are read, before anything waits")
     @pytest.mark.parametrize(
         ("table", "columns", "kind", "message"),
         [
@@ -447,6 +466,7 @@ class TestYourOwnTable:
                 sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}"), slots=table, columns=columns
             )
 
+    @one_world("how columns are read, before anything waits")
     @pytest.mark.parametrize("column", [sa.DateTime(), sa.Float(), sa.JSON(), sa.types.NullType()])
     def test_a_scope_that_could_not_be_a_key_is_refused(
         self, tmp_path: Path, column: sa.types.TypeEngine[Any]
@@ -457,17 +477,20 @@ class TestYourOwnTable:
                 slots=bare_table(sa.Column("scope", column)),
             )
 
+    @one_world("how columns are read, before anything waits")
     def test_an_id_type_that_is_none_is_refused(self) -> None:
         with pytest.raises(TypeError, match="id_type must be int, str or UUID"):
             SqlSlots.sqlite(":memory:", id_type=float)  # type: ignore[arg-type]
 
 
 class TestWhere:
-    def test_the_list_and_create_obey_it_and_the_rest_goes_on(self, tmp_path: Path) -> None:
+    def test_the_list_and_create_obey_it_and_the_rest_goes_on(
+        self, world: World, tmp_path: Path
+    ) -> None:
         table = bare_table(sa.Column("is_open", sa.Boolean, server_default="1"))
-        with given(tmp_path, table, where=table.c.is_open) as slots:
+        with given(world, tmp_path, table, where=table.c.is_open) as slots:
             slots.add([(1, 4), (2, 4)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             hold = holds.create(1)
             with slots.engine.begin() as connection:
                 connection.execute(table.update().where(table.c.slot_id == 1).values(is_open=False))
@@ -478,19 +501,19 @@ class TestWhere:
                 holds.create(1)
             assert holds.confirm(hold.id).state is HoldState.CONFIRMED
 
-    def test_time_in_it_moves_with_a_bound_call(self, tmp_path: Path) -> None:
+    def test_time_in_it_moves_with_a_bound_call(self, world: World, tmp_path: Path) -> None:
         """Names of its own do not get into the way of the library's."""
         today = [date(2026, 3, 1)]
         upcoming = Lesson.day >= sa.bindparam("now", callable_=lambda: today[0], type_=sa.Date())
         columns = {"slot_id": "number", "capacity": "seats", "remaining": "seats_left"}
-        with given(tmp_path, Lesson, columns=columns, where=upcoming) as slots:
+        with given(world, tmp_path, Lesson, columns=columns, where=upcoming) as slots:
             with slots.engine.begin() as connection:
                 connection.execute(
                     sa.insert(Lesson).values(
                         number=UUID(int=7), seats=8, seats_left=8, day=date(2026, 3, 1)
                     )
                 )
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             holds.create(UUID(int=7))
             assert rows(slots) == [(UUID(int=7), 8, 7)]
 
@@ -502,6 +525,7 @@ class TestWhere:
 
 
 class TestEngines:
+    @one_world("as SQLite's own driver is told")
     @pytest.mark.parametrize(
         ("url", "pool"),
         [
@@ -517,14 +541,20 @@ class TestEngines:
         with pytest.raises(ValueError, match=r'SqlSlots\.sqlite\(":memory:"\)'):
             SqlSlots(sa.create_engine(url, poolclass=pool))
 
-    def test_one_connection_for_everybody_is_refused_for_files_too(self, tmp_path: Path) -> None:
+    def test_one_connection_for_everybody_is_refused_for_files_too(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        options = {"poolclass": StaticPool}
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}", **options)
         with pytest.raises(ValueError, match="default pool"):
-            SqlSlots(sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}", poolclass=StaticPool))
+            world.table(engine, engine_options=options)
 
+    @one_world("the other half takes other engines")
     def test_what_is_no_engine_is_refused(self) -> None:
         with pytest.raises(TypeError, match=r"must be a sqlalchemy\.Engine"):
             SqlSlots("sqlite:///x.db")  # type: ignore[arg-type]
 
+    @one_world("the other half takes other engines")
     def test_another_database_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -534,35 +564,40 @@ class TestEngines:
         with pytest.raises(ValueError, match="mariadb, not on oracle"):
             SqlSlots(engine)
 
-    def test_a_pool_that_keeps_nothing_will_do(self, tmp_path: Path) -> None:
-        engine = sa.create_engine(f"sqlite:///{tmp_path / 'slots.db'}", poolclass=NullPool)
-        with SqlSlots(engine) as slots:
+    def test_a_pool_that_keeps_nothing_will_do(self, world: World, tmp_path: Path) -> None:
+        options = {"poolclass": NullPool}
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'slots.db'}", **options)
+        with world.table(engine, engine_options=options) as slots:
             slots.create_tables()
             slots.add([(1, 4)])
-            HoldManager(slots, on_change=None).create(1)
+            world.holds(slots, on_change=None).create(1)
 
             assert rows(slots) == [(1, 4, 3)]
 
-    def test_two_databases_in_memory_are_two(self, tmp_path: Path) -> None:
-        with opened("memory", tmp_path) as one, opened("memory", tmp_path) as two:
+    def test_two_databases_in_memory_are_two(self, world: World, tmp_path: Path) -> None:
+        with (
+            opened("memory", tmp_path, world=world) as one,
+            opened("memory", tmp_path, world=world) as two,
+        ):
             one.add([(1, 4)])
 
             assert rows(two) == []
 
-    def test_a_path_may_hold_any_characters(self, tmp_path: Path) -> None:
+    def test_a_path_may_hold_any_characters(self, world: World, tmp_path: Path) -> None:
         path = tmp_path / "a?b#c%20&d=é.db"
 
-        with SqlSlots.sqlite(str(path)) as slots:
+        with world.sqlite(str(path)) as slots:
             slots.create_tables()
 
         assert path.is_file()
 
-    def test_our_own_is_durable_and_checks_references(self, tmp_path: Path) -> None:
-        with opened("file", tmp_path) as slots:
-            assert query(slots, "PRAGMA journal_mode") == [("wal",)]
-            assert query(slots, "PRAGMA synchronous") == [(2,)]
-            assert query(slots, "PRAGMA foreign_keys") == [(1,)]
+    def test_our_own_is_durable_and_checks_references(self, world: World, tmp_path: Path) -> None:
+        with opened("file", tmp_path, world=world) as slots:
+            assert world.ask(slots, "PRAGMA journal_mode") == [("wal",)]
+            assert world.ask(slots, "PRAGMA synchronous") == [(2,)]
+            assert world.ask(slots, "PRAGMA foreign_keys") == [(1,)]
 
+    @one_world("has the pool of its own engine in hand")
     def test_your_own_transactions_on_our_engine_lose_no_update(self, tmp_path: Path) -> None:
         with opened("file", tmp_path) as slots:
             slots.add([(1, 40)])
@@ -581,30 +616,30 @@ class TestEngines:
             assert free(slots, 1) == 24
 
     @pytest.mark.parametrize("how", ["option", "create_engine", "hook"])
-    def test_autocommit_is_given_a_transaction_all_the_same(self, tmp_path: Path, how: str) -> None:
-        url = f"sqlite:///{tmp_path / 'slots.db'}"
-        engine = sa.create_engine(url)
+    def test_autocommit_is_given_a_transaction_all_the_same(
+        self, world: World, tmp_path: Path, how: str
+    ) -> None:
+        options = {"isolation_level": "AUTOCOMMIT"} if how == "create_engine" else {}
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'slots.db'}", **options)
         if how == "option":
             engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        elif how == "create_engine":
-            engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-        else:
-            sa.event.listen(
-                engine,
-                "connect",
-                lambda driver, _record: setattr(driver, "isolation_level", None),
-            )
-        slots = SqlSlots(engine)
-        slots.create_tables()
-        slots.add([(1, 4)])
-        holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.01))
-        hold = holds.create(1)
+        with world.table(engine, engine_options=options) as slots:
+            if how == "hook":
+                sa.event.listen(
+                    inner_engine(slots),
+                    "connect",
+                    lambda driver, _record: setattr(driver, "isolation_level", None),
+                )
+            slots.create_tables()
+            slots.add([(1, 4)])
+            holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.01))
+            hold = holds.create(1)
 
-        assert lock_is_held_during(lambda: holds.confirm(hold.id), slots, tmp_path / "slots.db")
-        assert rows(slots) == [(1, 4, 3)]
-        slots.close()
+            assert lock_is_held_during(lambda: holds.confirm(hold.id), slots, tmp_path / "slots.db")
+            assert rows(slots) == [(1, 4, 3)]
         engine.dispose()
 
+    @one_world("a mode of SQLite's own driver")
     def test_autocommit_as_of_python_3_12_is_refused(self, tmp_path: Path) -> None:
         class Committing(sqlite3.Connection):
             autocommit = True
@@ -631,20 +666,21 @@ def lock_is_held_during(call: Callable[[], Any], slots: SqlSlots, path: Path) ->
             else:
                 locked.append(False)
 
-    sa.event.listen(slots.engine, "after_cursor_execute", look)
+    engine = inner_engine(slots)
+    sa.event.listen(engine, "after_cursor_execute", look)
     call()
-    sa.event.remove(slots.engine, "after_cursor_execute", look)
+    sa.event.remove(engine, "after_cursor_execute", look)
     return len(locked) > 2 and all(locked)
 
 
 class TestWaiting:
     @pytest.mark.parametrize("kind", ["file", "given"])
     def test_busy_is_said_when_another_process_keeps_the_lock(
-        self, tmp_path: Path, kind: str
+        self, world: World, tmp_path: Path, kind: str
     ) -> None:
-        with opened(kind, tmp_path) as slots:
+        with opened(kind, tmp_path, world=world) as slots:
             slots.add([(1, 4)])
-            holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.05))
+            holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.05))
 
             with write_lock(tmp_path / "slots.db"), pytest.raises(Busy) as busy:
                 holds.create(1)
@@ -653,6 +689,8 @@ class TestWaiting:
             assert busy.value.retryable
             assert holds.create(1).state is HoldState.HELD
 
+    @one_world("a thread of the blocking half has its turn")
+    @pytest.mark.parametrize("world", ["blocking"], indirect=True)
     def test_busy_is_said_when_another_thread_keeps_its_turn(self, slots: SqlSlots) -> None:
         slots.add([(1, 4)])
         holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.05))
@@ -666,15 +704,16 @@ class TestWaiting:
         assert isinstance(outcome[0], Busy)
         assert holds.create(1).state is HoldState.HELD
 
-    def test_a_given_engine_keeps_its_own_patience(self, tmp_path: Path) -> None:
-        with opened("given", tmp_path) as slots:
+    def test_a_given_engine_keeps_its_own_patience(self, world: World, tmp_path: Path) -> None:
+        with opened("given", tmp_path, world=world) as slots:
             slots.add([(1, 4)])
-            before = query(slots, "PRAGMA busy_timeout")
+            before = world.ask(slots, "PRAGMA busy_timeout")
 
-            HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.05)).create(1)
+            world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.05)).create(1)
 
-            assert query(slots, "PRAGMA busy_timeout") == before == [(5000,)]
+            assert world.ask(slots, "PRAGMA busy_timeout") == before == [(5000,)]
 
+    @one_world("has the pool of its own engine in hand")
     def test_a_pool_without_a_free_connection_is_the_operators_move(self, tmp_path: Path) -> None:
         engine = sa.create_engine(
             f"sqlite:///{tmp_path / 'slots.db'}", pool_size=1, max_overflow=0, pool_timeout=0.01
@@ -688,6 +727,8 @@ class TestWaiting:
         engine.dispose()
 
 
+@one_world("what statements cost, as SQLite's own driver tells: they are the same")
+@pytest.mark.parametrize("world", ["blocking"], indirect=True)
 class TestCost:
     """S21, in instructions of SQLite's machine: not in time, which varies."""
 
@@ -804,13 +845,14 @@ def past_holds(
 
 
 class TestClosing:
-    def test_it_closes_what_it_made(self, tmp_path: Path) -> None:
-        with opened("file", tmp_path) as slots:
+    def test_it_closes_what_it_made(self, world: World, tmp_path: Path) -> None:
+        with opened("file", tmp_path, world=world) as slots:
             slots.add([(1, 4)])
             slots.load()
 
         assert not (tmp_path / "slots.db-wal").exists()  # the last connection to close drops it
 
+    @one_world("has the pool of its own engine in hand")
     def test_it_leaves_a_given_engine_open(self, tmp_path: Path) -> None:
         with opened("given", tmp_path) as slots:
             slots.load()
@@ -820,8 +862,8 @@ class TestClosing:
             assert isinstance(slots.engine.pool, QueuePool)
             assert slots.engine.pool.checkedin() == 1
 
-    def test_what_nobody_closed_is_closed_with_the_last_reference(self) -> None:
-        slots = SqlSlots.sqlite(":memory:")
+    def test_what_nobody_closed_is_closed_with_the_last_reference(self, world: World) -> None:
+        slots = world.sqlite(":memory:")
         slots.create_tables()
         slots.load()
         assert isinstance(slots._database, Sqlite)
@@ -860,19 +902,13 @@ def bare_table(*columns: sa.Column[Any], id_type: Any = sa.Integer) -> sa.Table:
     )
 
 
-class given:  # noqa: N801  (reads as a function)
+@contextmanager
+def given(world: World, folder: Path, table: Any, **options: Any) -> Iterator[SqlSlots]:
     """A table of somebody else's, on an engine of theirs."""
-
-    def __init__(self, folder: Path, table: Any, **options: Any) -> None:
-        self.engine = sa.create_engine(f"sqlite:///{folder / 'given.db'}")
-        self.slots = SqlSlots(self.engine, slots=table, **options)
+    engine = sa.create_engine(f"sqlite:///{folder / 'given.db'}")
+    with world.table(engine, slots=table, **options) as slots:
         made = table if isinstance(table, sa.Table) else table.__table__
-        made.metadata.create_all(self.engine)
-        self.slots.create_tables()
-
-    def __enter__(self) -> SqlSlots:
-        return self.slots
-
-    def __exit__(self, *_: object) -> None:
-        self.slots.close()
-        self.engine.dispose()
+        made.metadata.create_all(engine)
+        slots.create_tables()
+        yield slots
+    engine.dispose()

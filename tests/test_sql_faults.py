@@ -41,13 +41,24 @@ from .support.processes import eventually
 from .support.races import gathered
 from .support.sql import CLAIMS, KINDS, ON_SERVERS, Place, free, opened, query
 from .support.threads import spawn
+from .support.worlds import BLOCKING, World, Worlds, inner_engine, one_world
 
 PlaceOf = Callable[[str], Place]
 
 SOON = 6.0  # seconds: longer than any wait that a test asks for
 
-on_each_server = pytest.mark.parametrize("kind", ON_SERVERS)
+on_each_server = pytest.mark.parametrize(
+    ("kind", "world"),
+    [(kind, world) for world in Worlds.both for kind in ON_SERVERS],
+    indirect=["world"],
+)
 in_each_claim = pytest.mark.parametrize("claim", CLAIMS)
+WITH_CLAIM = [*((claim, "blocking") for claim in CLAIMS), ("counted", "asyncio")]
+in_each_claim_and_world = pytest.mark.parametrize(
+    ("claim", "world"), WITH_CLAIM, indirect=["world"]
+)
+
+the_same_is_sent = one_world("what is sent to tables that are not as shipped: it is the same")
 
 PATIENCE_OF = {
     "postgres": "SHOW lock_timeout",
@@ -68,12 +79,12 @@ def server(kind: str, request: pytest.FixtureRequest) -> DatabaseServer:
 
 @contextmanager
 def table_on(
-    url: str, *, engine_options: dict[str, Any] | None = None, **options: Any
+    world: World, url: str, *, engine_options: dict[str, Any] | None = None, **options: Any
 ) -> Iterator[SqlSlots]:
     """A table on an engine of its own, with one connection to spare for nobody."""
     given = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1.0} | (engine_options or {})
     engine = sa.create_engine(url, **given)
-    with SqlSlots(engine, **options) as slots:
+    with world.table(engine, engine_options=given, **options) as slots:
         slots.create_tables()
         yield slots
     engine.dispose()
@@ -106,7 +117,7 @@ def execute(url: str, *statements: str) -> None:
 
 def instead_once(slots: SqlSlots, name: str, work: Callable[[Any, Any], object]) -> None:
     """Do this with the connection, and the real thing to call, when SQLAlchemy does `name` next."""
-    dialect: Any = slots.engine.dialect
+    dialect: Any = inner_engine(slots).dialect
     real = getattr(dialect, name)
 
     def once(connection: Any) -> None:
@@ -138,7 +149,7 @@ def kill(server: DatabaseServer, connection: Any) -> None:
 def die_unanswered(server: DatabaseServer, connection: Any) -> None:
     """Raise what the driver raises when the connection ends before the answer is there."""
     kill(server, connection)
-    connection.driver_connection.cursor().execute("SELECT 1")
+    connection.cursor().execute("SELECT 1")
 
 
 def inserts_into(slots: SqlSlots) -> list[str]:
@@ -149,7 +160,7 @@ def inserts_into(slots: SqlSlots) -> list[str]:
         if statement.startswith("INSERT INTO slots "):
             sent.append(statement)
 
-    sa.event.listen(slots.engine, "before_cursor_execute", note)
+    sa.event.listen(inner_engine(slots), "before_cursor_execute", note)
     return sent
 
 
@@ -185,13 +196,13 @@ def cut_everywhere(
     for event in ("before_cursor_execute", "after_cursor_execute"):
         for number in itertools.count():
             fuse, came = Fuse(number, raising(error)), None
-            sa.event.listen(slots.engine, event, fuse)
+            sa.event.listen(inner_engine(slots), event, fuse)
             try:
                 call()
             except error as raised:
                 came = raised
             finally:
-                sa.event.remove(slots.engine, event, fuse)
+                sa.event.remove(inner_engine(slots), event, fuse)
             if fuse.left >= 0:
                 assert number, "it sent no statement at all"
                 break
@@ -215,13 +226,14 @@ def locked_holds(kind: str, slots: SqlSlots) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["mariadb"])
+@in_each_claim_and_world
 @pytest.mark.parametrize("moment", ["at once", "at the rollback"])
 class TestConnectionsThatDieInTheTidyUp:
     """What is committed has happened: it is not done again, and is not said to have failed."""
 
-    @pytest.fixture(params=CLAIMS)
-    def slots(self, kind: str, place_of: PlaceOf, request: Any) -> Iterator[SqlSlots]:
-        with opened(kind, place_of(kind), claim=request.param) as slots:
+    @pytest.fixture
+    def slots(self, kind: str, claim: str, world: World, place_of: PlaceOf) -> Iterator[SqlSlots]:
+        with opened(kind, place_of(kind), world=world, claim=claim) as slots:
             yield slots
 
     @pytest.fixture
@@ -237,10 +249,12 @@ class TestConnectionsThatDieInTheTidyUp:
 
         return lambda: after_next_commit(slots, die if moment == "at once" else die_at_the_rollback)
 
-    def test_a_hold_is_made_once(self, slots: SqlSlots, dies: Callable[[], None]) -> None:
+    def test_a_hold_is_made_once(
+        self, world: World, slots: SqlSlots, dies: Callable[[], None]
+    ) -> None:
         slots.add([(1, 4)], scope="a")
         told: list[Any] = []
-        holds = HoldManager(slots, on_change=told.append)
+        holds = world.holds(slots, on_change=told.append)
         dies()
 
         hold = holds.create(1, 2)
@@ -248,10 +262,12 @@ class TestConnectionsThatDieInTheTidyUp:
         assert holds.find() == [hold]
         assert told == ["a"]
 
-    def test_a_confirm_is_not_a_replay(self, slots: SqlSlots, dies: Callable[[], None]) -> None:
+    def test_a_confirm_is_not_a_replay(
+        self, world: World, slots: SqlSlots, dies: Callable[[], None]
+    ) -> None:
         slots.add([(1, 4)], scope="a")
         told: list[Any] = []
-        holds = HoldManager(slots, on_change=told.append)
+        holds = world.holds(slots, on_change=told.append)
         hold = holds.create(1)
         dies()
 
@@ -271,9 +287,9 @@ class TestConnectionsThatDieInTheTidyUp:
 class TestAnswersThatAreLost:
     @on_each_server
     def test_who_adds_slots_is_told_of_it_and_not_of_slots_that_exist(
-        self, kind: str, place_of: PlaceOf, server: DatabaseServer
+        self, world: World, kind: str, place_of: PlaceOf, server: DatabaseServer
     ) -> None:
-        with opened(kind, place_of(kind)) as slots:
+        with opened(kind, place_of(kind), world=world) as slots:
             sent = inserts_into(slots)
             after_next_commit(slots, lambda connection: die_unanswered(server, connection))
 
@@ -284,78 +300,80 @@ class TestAnswersThatAreLost:
             assert free(slots, 1) == 4
 
     def test_a_connection_that_dies_creating_tables_is_a_backend_error(
-        self, mariadb_url: str, mariadb_server: DatabaseServer
+        self, world: World, mariadb_url: str, mariadb_server: DatabaseServer
     ) -> None:
         engine = sa.create_engine(mariadb_url)
+        slots = world.table(engine)
 
         def cut(connection: Any, _cursor: object, statement: str, *_: object) -> None:
             if "CREATE TABLE slot_holds" in statement:
                 kill(mariadb_server, connection.connection)
 
-        sa.event.listen(engine, "before_cursor_execute", cut)
-        with SqlSlots(engine) as slots, pytest.raises(BackendError):
+        sa.event.listen(inner_engine(slots), "before_cursor_execute", cut)
+        with slots, pytest.raises(BackendError):
             slots.create_tables()
         engine.dispose()
 
     def test_a_commit_that_is_refused_for_a_lock_is_busy(
-        self, place_of: PlaceOf, mariadb_server: DatabaseServer
+        self, world: World, place_of: PlaceOf, mariadb_server: DatabaseServer
     ) -> None:
         """Somebody makes a backup, under a lock of the whole server."""
         with (
-            opened("mariadb", place_of("mariadb")) as slots,
+            opened("mariadb", place_of("mariadb"), world=world) as slots,
             on(mariadb_server.url).connect() as backup,
         ):
             slots.add([(1, 4)], scope="a")
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append, policy=HoldPolicy(lock_wait=1))
+            holds = world.holds(slots, on_change=told.append, policy=HoldPolicy(lock_wait=1))
 
             def lock(_: object) -> None:
                 backup.exec_driver_sql("FLUSH TABLES WITH READ LOCK")
 
-            sa.event.listen(slots.engine, "commit", lock)
+            sa.event.listen(inner_engine(slots), "commit", lock)
             try:
                 with pytest.raises(Busy):
                     holds.create(1)
             finally:
-                sa.event.remove(slots.engine, "commit", lock)
+                sa.event.remove(inner_engine(slots), "commit", lock)
                 backup.exec_driver_sql("UNLOCK TABLES")
 
             assert (told, holds.find()) == ([], [])
 
 
-@in_each_claim
+@in_each_claim_and_world
 class TestExceptionsInAPlainCreate:
     """On PostgreSQL, where it is one statement that commits by itself."""
 
     def test_one_after_the_commit_has_every_list_cleared(
-        self, claim: str, place_of: PlaceOf
+        self, world: World, claim: str, place_of: PlaceOf
     ) -> None:
-        with opened("postgres", place_of("postgres"), claim=claim) as slots:
+        with opened("postgres", place_of("postgres"), claim=claim, world=world) as slots:
             slots.add([(1, 4)], scope="a")
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append)
+            holds = world.holds(slots, on_change=told.append)
 
             fuse = Fuse(0, raising(Cut), at="INSERT INTO slot_holds")
-            sa.event.listen(slots.engine, "after_cursor_execute", fuse)
+            sa.event.listen(inner_engine(slots), "after_cursor_execute", fuse)
             with pytest.raises(Cut):
                 holds.create(1)
 
             assert told == [None]
 
     def test_a_row_that_cannot_be_read_back_has_every_list_cleared(
-        self, claim: str, postgres_url: str
+        self, world: World, claim: str, postgres_url: str
     ) -> None:
         table = own_table(postgres_url, scope=sa.Date)
         execute(postgres_url, "INSERT INTO slots VALUES (1, 'infinity', 4, 4)")
-        with table_on(postgres_url, slots=table, claim=claim) as slots:
+        with table_on(world, postgres_url, slots=table, claim=claim) as slots:
             told: list[Any] = []
 
             with pytest.raises(BackendError):
-                HoldManager(slots, on_change=told.append).create(1)
+                world.holds(slots, on_change=told.append).create(1)
 
             assert told == [None]
 
 
+@one_world("signals: on asyncio, a task is cancelled")
 def test_a_signal_while_a_plain_create_waits_for_its_slot_leaves_no_connection_half_used(
     postgres_url: str,
 ) -> None:
@@ -398,38 +416,42 @@ def test_a_signal_while_a_plain_create_waits_for_its_slot_leaves_no_connection_h
 
 @on_each_server
 def test_an_exception_beside_any_statement_leaves_the_patience_of_sessions_alone(
-    kind: str, request: pytest.FixtureRequest
+    world: World, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    with table_on(request.getfixturevalue(f"{kind}_url")) as slots:
+    with table_on(world, request.getfixturevalue(f"{kind}_url")) as slots:
         slots.add([(1, 1000)])
-        holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=7))
-        before = query(slots, PATIENCE_OF[kind])
+        holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=7))
+        before = world.ask(slots, PATIENCE_OF[kind])
 
         def work() -> None:
             holds.confirm(holds.create(1).id)
 
         for _ in cut_everywhere(slots, work, Cut):
-            assert query(slots, PATIENCE_OF[kind]) == before
+            assert world.ask(slots, PATIENCE_OF[kind]) == before
 
 
-def test_an_interrupt_whose_traceback_lives_on_does_not_keep_sqlite_locked(tmp_path: Path) -> None:
+def test_an_interrupt_whose_traceback_lives_on_does_not_keep_sqlite_locked(
+    world: World, tmp_path: Path
+) -> None:
     """It keeps the cursor, which keeps the transaction."""
-    with opened("file", tmp_path) as slots:
+    with opened("file", tmp_path, world=world) as slots:
         slots.add([(1, 1000)])
-        holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.3))
+        holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.3))
         kept: list[BaseException | None] = []
 
-        for came in cut_everywhere(slots, lambda: holds.create(1), KeyboardInterrupt):
+        for came in cut_everywhere(slots, lambda: holds.create(1), world.interrupt):
             kept.append(came)
             assert holds.create(1).slot_id == 1
 
 
 class TestLockedTables:
     @on_each_server
-    def test_reads_that_wait_too_long_are_busy(self, kind: str, place_of: PlaceOf) -> None:
-        with opened(kind, place_of(kind)) as slots:
+    def test_reads_that_wait_too_long_are_busy(
+        self, world: World, kind: str, place_of: PlaceOf
+    ) -> None:
+        with opened(kind, place_of(kind), world=world) as slots:
             slots.add([(1, 4)])
-            holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.1))
+            holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.1))
             hold = holds.create(1)
 
             with locked_holds(kind, slots):
@@ -443,12 +465,14 @@ class TestLockedTables:
 
             assert errors == [Busy] * 4
 
-    def test_lists_that_wait_too_long_raise_what_the_database_says(self, place_of: PlaceOf) -> None:
+    def test_lists_that_wait_too_long_raise_what_the_database_says(
+        self, world: World, place_of: PlaceOf
+    ) -> None:
         """So that the cached copy stands in. Both servers at once: they wait for three seconds."""
         with ExitStack() as stack:
             loads = []
             for kind in ON_SERVERS:
-                slots = stack.enter_context(opened(kind, place_of(kind)))
+                slots = stack.enter_context(opened(kind, place_of(kind), world=world))
                 stack.enter_context(locked_holds(kind, slots))
                 loads.append(spawn(slots.load))
 
@@ -458,6 +482,7 @@ class TestLockedTables:
 
 
 class TestOtherTablesOnPostgres:
+    @the_same_is_sent
     def test_a_slot_in_one_partition_does_not_wait_for_one_in_another(
         self, postgres_url: str
     ) -> None:
@@ -469,7 +494,7 @@ class TestOtherTablesOnPostgres:
         )
         whole = f"CREATE TABLE slots ({columns}) PARTITION BY HASH (slot_id)"
         table = own_table(postgres_url, instead=[whole, *parts])
-        with table_on(postgres_url, slots=table) as slots:
+        with table_on(BLOCKING, postgres_url, slots=table) as slots:
             slots.add([(n, 4) for n in range(1, 9)])
             holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.2))
             in_first_place = "SELECT slot_id FROM slots WHERE ctid = '(0,1)' ORDER BY 1"
@@ -482,6 +507,7 @@ class TestOtherTablesOnPostgres:
 
                 assert holds.create(one).slot_id == one
 
+    @the_same_is_sent
     @pytest.mark.parametrize(
         ("name", "claim"),
         [("counted", "counted"), ("moment", "counted"), ("moment", "on_hold"), ("held", "on_hold")],
@@ -490,16 +516,17 @@ class TestOtherTablesOnPostgres:
         self, postgres_url: str, name: str, claim: str
     ) -> None:
         table = own_table(postgres_url, name)
-        with table_on(postgres_url, slots=table, claim=claim) as slots:
+        with table_on(BLOCKING, postgres_url, slots=table, claim=claim) as slots:
             slots.add([(1, 4)])
 
             HoldManager(slots, on_change=None).create(1)
 
             assert free(slots, 1) == 3
 
+    @the_same_is_sent
     @in_each_claim
     def test_a_view_will_do(self, postgres_url: str, claim: str) -> None:
-        with table_on(postgres_url, claim=claim) as slots:
+        with table_on(BLOCKING, postgres_url, claim=claim) as slots:
             slots.add([(1, 4)])
         table = own_table(
             postgres_url, "open_slots", instead=["CREATE VIEW open_slots AS SELECT * FROM slots"]
@@ -514,12 +541,14 @@ class TestOtherTablesOnPostgres:
             assert free(slots, 1) == 2
         engine.dispose()
 
-    @in_each_claim
-    def test_a_column_may_change_its_type_in_use(self, postgres_url: str, claim: str) -> None:
+    @in_each_claim_and_world
+    def test_a_column_may_change_its_type_in_use(
+        self, world: World, postgres_url: str, claim: str
+    ) -> None:
         """The driver has prepared the statement by then, and the server refuses it as it was."""
-        with table_on(postgres_url, claim=claim) as slots:
+        with table_on(world, postgres_url, claim=claim) as slots:
             slots.add([(1, 100)], scope="a")
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             for _ in range(12):
                 holds.create(1)
 
@@ -527,6 +556,7 @@ class TestOtherTablesOnPostgres:
 
             assert [holds.create(1).scope for _ in range(4)] == ["a"] * 4
 
+    @the_same_is_sent
     @pytest.mark.parametrize(("claim", "key"), [("on_hold", None), ("counted", "k")])
     def test_a_slot_that_another_table_closes_during_the_wait_is_not_found(
         self, postgres_url: str, claim: str, key: str | None
@@ -552,6 +582,7 @@ class TestOtherTablesOnPostgres:
             assert isinstance(call.exception(SOON), SlotNotFound)
 
 
+@the_same_is_sent
 class TestOtherEnginesOnPostgres:
     @in_each_claim
     def test_a_day_has_24_hours_also_when_the_clocks_of_the_session_change(
@@ -561,7 +592,9 @@ class TestOtherEnginesOnPostgres:
         options = {"connect_args": {"options": "-c TimeZone=Europe/Berlin"}}
         clock = ManualClock(datetime(2026, 3, 28, 12, tzinfo=UTC).timestamp())
         policy = HoldPolicy(ttl=86_400, max_lifetime=30 * 86_400)
-        with table_on(postgres_url, engine_options=options, claim=claim, clock=clock) as slots:
+        with table_on(
+            BLOCKING, postgres_url, engine_options=options, claim=claim, clock=clock
+        ) as slots:
             slots.add([(1, 4)])
             holds = HoldManager(slots, on_change=None, policy=policy)
 
@@ -570,11 +603,11 @@ class TestOtherEnginesOnPostgres:
             assert [each.expires_at - each.created_at for each in made] == [timedelta(days=1)] * 2
 
     def test_a_translated_schema_is_that_of_the_lists_too(self, postgres_url: str) -> None:
-        with table_on(postgres_url):
+        with table_on(BLOCKING, postgres_url):
             pass  # the same tables elsewhere, empty
         execute(postgres_url, "CREATE SCHEMA t1")
         options = {"execution_options": {"schema_translate_map": {None: "t1"}}}
-        with table_on(postgres_url, engine_options=options) as slots:
+        with table_on(BLOCKING, postgres_url, engine_options=options) as slots:
             slots.add([(1, 4)])
             HoldManager(slots, on_change=None).create(1)
 
@@ -584,28 +617,25 @@ class TestOtherEnginesOnPostgres:
 class TestUnsignedColumns:
     """On MariaDB, where less than nothing is an error there."""
 
-    @pytest.fixture(params=CLAIMS)
-    def claim(self, request: pytest.FixtureRequest) -> str:
-        named: str = request.param
-        return named
-
     @pytest.fixture
-    def slots(self, mariadb_url: str, claim: str) -> Iterator[SqlSlots]:
+    def slots(self, world: World, mariadb_url: str, claim: str) -> Iterator[SqlSlots]:
         table = own_table(mariadb_url, number=INTEGER(unsigned=True))
-        with table_on(mariadb_url, slots=table, claim=claim) as slots:
+        with table_on(world, mariadb_url, slots=table, claim=claim) as slots:
             slots.add([(1, 10)], scope="a")
             yield slots
 
-    def test_a_slot_shrinks(self, slots: SqlSlots) -> None:
-        holds = HoldManager(slots, on_change=None)
+    @in_each_claim_and_world
+    def test_a_slot_shrinks(self, world: World, slots: SqlSlots) -> None:
+        holds = world.holds(slots, on_change=None)
         holds.create(1, 2)
 
         holds.set_capacity(1, 5)
 
         assert free(slots, 1) == 3
 
-    def test_a_hold_lives_and_ends(self, slots: SqlSlots) -> None:
-        holds = HoldManager(slots, on_change=None)
+    @in_each_claim_and_world
+    def test_a_hold_lives_and_ends(self, world: World, slots: SqlSlots) -> None:
+        holds = world.holds(slots, on_change=None)
         hold = holds.create(1, 4)
         holds.confirm(hold.id)
         assert free(slots, 1) == 6
@@ -616,9 +646,9 @@ class TestUnsignedColumns:
 
     @pytest.mark.parametrize("claim", ["counted"])
     def test_a_row_that_was_edited_below_its_promises_is_full(
-        self, slots: SqlSlots, claim: str
+        self, world: World, slots: SqlSlots, claim: str
     ) -> None:
-        holds = HoldManager(slots, on_change=None)
+        holds = world.holds(slots, on_change=None)
         hold = holds.create(1, 3)
         with slots.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE slots SET remaining = 1")
@@ -637,13 +667,13 @@ if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:  
 
 @pytest.mark.parametrize("options", AUTOCOMMITS, ids=lambda options: "-".join(options))
 def test_a_refusal_does_not_keep_the_lock_of_a_sqlite_engine_that_commits_by_itself(
-    tmp_path: Path, options: dict[str, Any]
+    world: World, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     path = tmp_path / "slots.db"
-    with table_on(f"sqlite:///{path}", engine_options=options) as slots:
+    with table_on(world, f"sqlite:///{path}", engine_options=options) as slots:
         slots.add([(1, 2)])
         with pytest.raises(SlotFull):
-            HoldManager(slots, on_change=None).create(1, 5)
+            world.holds(slots, on_change=None).create(1, 5)
 
         with closing(sqlite3.connect(path, timeout=0)) as other:
             other.execute("UPDATE slots SET remaining = remaining")
@@ -651,13 +681,13 @@ def test_a_refusal_does_not_keep_the_lock_of_a_sqlite_engine_that_commits_by_its
 
 class TestSweeping:
     def test_due_holds_without_a_slot_do_not_stand_in_the_way_of_others(
-        self, tmp_path: Path
+        self, world: World, tmp_path: Path
     ) -> None:
         """SQLite keeps no foreign keys unless it is asked to."""
         clock = ManualClock()
-        with opened("given", tmp_path, clock=clock) as slots:
+        with opened("given", tmp_path, clock=clock, world=world) as slots:
             slots.add([(1, 4), (2, 4)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             holds.create(1, ttl=10)
             clock.advance(1)
             holds.create(2, ttl=10)
@@ -671,33 +701,35 @@ class TestSweeping:
             assert query(slots, "SELECT state FROM slot_holds WHERE slot_id = 2") == [("expired",)]
 
     def test_an_interrupt_in_the_hook_of_one_scope_does_not_keep_it_from_the_others(
-        self, tmp_path: Path
+        self, world: World, tmp_path: Path
     ) -> None:
         told: list[Any] = []
 
         def hook(scope: Any) -> None:
             told.append(scope)
             if len(told) == 1:
-                raise KeyboardInterrupt
+                raise world.interrupt
 
         clock = ManualClock()
-        with opened("file", tmp_path, clock=clock) as slots:
+        with opened("file", tmp_path, clock=clock, world=world) as slots:
             scopes = ["a", "b", "c"]
             for slot_id, scope in enumerate(scopes):
                 slots.add([(slot_id, 4)], scope=scope)
-                HoldManager(slots, on_change=None).create(slot_id, ttl=10)
+                world.holds(slots, on_change=None).create(slot_id, ttl=10)
             clock.advance(20)
 
-            with pytest.raises(KeyboardInterrupt):
-                HoldManager(slots, on_change=hook).expire_due()
+            with pytest.raises(world.interrupt):
+                world.holds(slots, on_change=hook).expire_due()
 
             assert sorted(told) == scopes
 
-    def test_a_purge_ends_though_a_trigger_keeps_every_row(self, tmp_path: Path) -> None:
+    def test_a_purge_ends_though_a_trigger_keeps_every_row(
+        self, world: World, tmp_path: Path
+    ) -> None:
         clock = ManualClock()
-        with opened("given", tmp_path, clock=clock) as slots:
+        with opened("given", tmp_path, clock=clock, world=world) as slots:
             slots.add([(1, 4)])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             holds.cancel(holds.create(1).id)
             clock.advance(1)
             with slots.engine.begin() as connection:
@@ -706,7 +738,7 @@ class TestSweeping:
                     " BEGIN SELECT RAISE(IGNORE); END"
                 )
             sa.event.listen(
-                slots.engine, "before_cursor_execute", Fuse(50, raising(AssertionError))
+                inner_engine(slots), "before_cursor_execute", Fuse(50, raising(AssertionError))
             )
 
             holds.purge(0)
@@ -714,11 +746,18 @@ class TestSweeping:
             assert len(holds.find()) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_somebody_may_wait_for_months(kind: str, place_of: PlaceOf) -> None:
-    with opened(kind, place_of(kind)) as slots:
+@pytest.mark.parametrize(
+    ("kind", "world"),
+    [
+        *((kind, "blocking") for kind in KINDS),
+        *((kind, "asyncio") for kind in ("file", *ON_SERVERS)),
+    ],
+    indirect=["world"],
+)
+def test_somebody_may_wait_for_months(world: World, kind: str, place_of: PlaceOf) -> None:
+    with opened(kind, place_of(kind), world=world) as slots:
         slots.add([(1, 4)])
-        holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=1e7))
+        holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=1e7))
 
         hold = holds.create(1)
 

@@ -19,26 +19,43 @@ from .support.databases import DatabaseServer, OwnServer
 from .support.forks import in_child
 from .support.sql import CLAIMS, ON_SERVERS, Place, check_books, free, opened, query
 from .support.threads import together
+from .support.worlds import World, one_world
 
 PlaceOf = Callable[[str], Place]
 
-on_each = pytest.mark.parametrize("kind", ON_SERVERS)
+ON_EACH = [(kind, "blocking") for kind in ON_SERVERS]
+
+on_each = pytest.mark.parametrize(
+    ("kind", "world"),
+    [*ON_EACH, *((kind, "asyncio") for kind in ON_SERVERS)],
+    indirect=["world"],
+)
+on_one_more = pytest.mark.parametrize(
+    ("kind", "world"), [*ON_EACH, ("postgres", "asyncio")], indirect=["world"]
+)
+on_each_blocking = pytest.mark.parametrize("kind", ON_SERVERS)
 
 
-@on_each
 class TestTypes:
+    @on_one_more
     @pytest.mark.parametrize("claim", CLAIMS)
     @pytest.mark.parametrize(
         ("id_type", "ids"),
         [(int, [-(2**63), 2**63 - 1]), (str, ["A 1", "ß"]), (UUID, [UUID(int=1), UUID(int=2)])],
     )
     def test_ids_come_back_as_what_they_were(
-        self, kind: str, engine: sa.Engine, id_type: type[Any], ids: list[Any], claim: str
+        self,
+        world: World,
+        kind: str,
+        engine: sa.Engine,
+        id_type: type[Any],
+        ids: list[Any],
+        claim: str,
     ) -> None:
-        with SqlSlots(engine, id_type=id_type, claim=claim) as slots:
+        with world.table(engine, id_type=id_type, claim=claim) as slots:
             slots.create_tables()
             slots.add([(each, 4) for each in ids])
-            holds = HoldManager(slots, on_change=None)
+            holds = world.holds(slots, on_change=None)
             hold = holds.create(ids[0], idempotency_key="k")
             holds.create(ids[1], 2, ttl=0.000001)
 
@@ -52,6 +69,7 @@ class TestTypes:
             assert holds.confirm(hold.id).slot_id == ids[0]
             check_books(slots)
 
+    @on_one_more
     @pytest.mark.parametrize(
         ("column", "scope"),
         [
@@ -64,7 +82,12 @@ class TestTypes:
         ids=["str", "int", "uuid", "date", "none"],
     )
     def test_scopes_too(
-        self, kind: str, engine: sa.Engine, column: sa.types.TypeEngine[Any] | None, scope: Any
+        self,
+        world: World,
+        kind: str,
+        engine: sa.Engine,
+        column: sa.types.TypeEngine[Any] | None,
+        scope: Any,
     ) -> None:
         table = sa.Table(
             "halls",
@@ -75,22 +98,23 @@ class TestTypes:
             sa.Column("remaining", sa.Integer, nullable=False),
         )
         table.metadata.create_all(engine)
-        with SqlSlots(engine, slots=table) as slots:
+        with world.table(engine, slots=table) as slots:
             slots.create_tables()
             slots.add([(1, 4)], scope=scope)
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append)
+            holds = world.holds(slots, on_change=told.append)
 
             holds.confirm(holds.create(1).id)
 
             assert told == [scope, scope]
             assert [tuple(row) for row in slots.load(scope).availability] == [(1, 4, 3)]
 
+    @on_each
     def test_another_spelling_of_a_scope_is_refused_or_another_scope(
-        self, kind: str, place_of: PlaceOf
+        self, world: World, kind: str, place_of: PlaceOf
     ) -> None:
         """Never a list under a key that no change clears."""
-        with opened(kind, place_of(kind)) as slots:
+        with opened(kind, place_of(kind), world=world) as slots:
             slots.add([(1, 4)], scope="Hall")
 
             for spelling in ("hall", "HALL", "Hall "):
@@ -100,27 +124,29 @@ class TestTypes:
                     with pytest.raises(ValueError, match="is spelled 'Hall' in the table"):
                         slots.load(spelling)
 
+    @on_each
     def test_an_instant_is_exact_whatever_the_zone_of_the_session(
-        self, kind: str, url: str
+        self, world: World, kind: str, url: str
     ) -> None:
-        options = {
+        zones = {
             "postgres": {"options": "-c timezone=Asia/Kolkata"},
             "mariadb": {"init_command": "SET time_zone = '+05:30'"},
         }
-        engine = sa.create_engine(url, connect_args=options[kind])
+        options = {"connect_args": zones[kind]}
+        engine = sa.create_engine(url, **options)
         clock = ManualClock()
         clock.advance(0.123456)
-        with SqlSlots(engine, clock=clock) as slots:
+        with world.table(engine, engine_options=options, clock=clock) as slots:
             slots.create_tables()
             slots.add([(1, 4)])
-            manual = HoldManager(slots, on_change=None)
+            manual = world.holds(slots, on_change=None)
             hold = manual.create(1, ttl=60)
 
             assert manual.get(hold.id) == hold
             assert hold.created_at.timestamp() == pytest.approx(clock.now(), abs=1e-6)
             assert slots.load().valid_for == 60
-        with SqlSlots(engine) as slots:
-            by_server = HoldManager(slots, on_change=None)
+        with world.table(engine, engine_options=options) as slots:
+            by_server = world.holds(slots, on_change=None)
             hold = by_server.create(1, ttl=60)
 
             assert by_server.get(hold.id) == hold
@@ -128,11 +154,11 @@ class TestTypes:
         engine.dispose()
 
 
-@on_each
 class TestTables:
-    def test_many_may_create_them_at_once(self, kind: str, url: str) -> None:
+    @on_each
+    def test_many_may_create_them_at_once(self, world: World, kind: str, url: str) -> None:
         engines = [sa.create_engine(url) for _ in range(6)]
-        tables = [SqlSlots(engine) for engine in engines]
+        tables = [world.table(engine) for engine in engines]
 
         left = iter(tables)
         together(len(tables), lambda: next(left).create_tables())
@@ -143,8 +169,9 @@ class TestTables:
             each.close()
             engine.dispose()
 
-    def test_their_ddl_makes_the_same(self, kind: str, engine: sa.Engine) -> None:
-        with SqlSlots(engine) as slots:
+    @on_each
+    def test_their_ddl_makes_the_same(self, world: World, kind: str, engine: sa.Engine) -> None:
+        with world.table(engine) as slots:
             with engine.begin() as connection:
                 for statement in slots.ddl().split(";\n\n"):
                     if statement:
@@ -153,12 +180,17 @@ class TestTables:
             slots.create_tables()  # finds nothing to do
             slots.add([(1, 4)])
 
-            assert HoldManager(slots, on_change=None).create(1, idempotency_key="k").slot_id == 1
+            assert world.holds(slots, on_change=None).create(1, idempotency_key="k").slot_id == 1
 
-    def test_who_has_none_is_told_what_makes_them(self, kind: str, engine: sa.Engine) -> None:
-        with SqlSlots(engine) as slots, pytest.raises(BackendError, match=r"create_tables\(\)"):
-            HoldManager(slots, on_change=None).create(1)
+    @on_each
+    def test_who_has_none_is_told_what_makes_them(
+        self, world: World, kind: str, engine: sa.Engine
+    ) -> None:
+        with world.table(engine) as slots, pytest.raises(BackendError, match=r"create_tables\(\)"):
+            world.holds(slots, on_change=None).create(1)
 
+    @one_world("the database's own checks")
+    @on_each_blocking
     @pytest.mark.parametrize(
         "impossible",
         [
@@ -183,8 +215,9 @@ class TestTables:
             ):
                 connection.exec_driver_sql(impossible)
 
-    def test_a_slot_that_exists_is_named(self, kind: str, place_of: PlaceOf) -> None:
-        with opened(kind, place_of(kind)) as slots:
+    @on_each
+    def test_a_slot_that_exists_is_named(self, world: World, kind: str, place_of: PlaceOf) -> None:
+        with opened(kind, place_of(kind), world=world) as slots:
             slots.add([(1, 4)])
 
             with pytest.raises(ValueError, match="slot 1 exists already: no slot was added"):
@@ -192,11 +225,14 @@ class TestTables:
 
             assert query(slots, "SELECT slot_id FROM slots") == [(1,)]
 
-    def test_a_table_that_somebody_alters_is_busy(self, kind: str, place_of: PlaceOf) -> None:
+    @on_each
+    def test_a_table_that_somebody_alters_is_busy(
+        self, world: World, kind: str, place_of: PlaceOf
+    ) -> None:
         lock = {"postgres": "LOCK TABLE slots", "mariadb": "LOCK TABLES slots WRITE"}[kind]
-        with opened(kind, place_of(kind)) as slots:
+        with opened(kind, place_of(kind), world=world) as slots:
             slots.add([(1, 4)])
-            holds = HoldManager(slots, on_change=None, policy=HoldPolicy(lock_wait=0.1))
+            holds = world.holds(slots, on_change=None, policy=HoldPolicy(lock_wait=0.1))
 
             with slots.engine.begin() as connection:
                 connection.exec_driver_sql(lock)
@@ -208,8 +244,9 @@ class TestTables:
             assert holds.create(1).slot_id == 1
 
 
-@on_each
 class TestConnections:
+    @one_world("has the pool of its own engine in hand")
+    @on_each_blocking
     def test_callers_who_hold_every_connection_do_not_starve_the_list(
         self, kind: str, place_of: PlaceOf
     ) -> None:
@@ -224,17 +261,18 @@ class TestConnections:
                 assert free(slots, 1) == 4  # nor does it read in their transaction (P1)
             engine.dispose()
 
+    @on_each
     def test_a_server_that_comes_back_is_found_again(
-        self, kind: str, request: pytest.FixtureRequest
+        self, world: World, kind: str, request: pytest.FixtureRequest
     ) -> None:
         """Every connection of the pool is dead by then, and nobody was told."""
         server: OwnServer = request.getfixturevalue(f"own_{kind}")
         engine = sa.create_engine(server.url)
-        with SqlSlots(engine) as slots:
+        with world.table(engine) as slots:
             slots.create_tables()
             slots.add([(1, 4)], scope="a")
             told: list[Any] = []
-            holds = HoldManager(slots, on_change=told.append)
+            holds = world.holds(slots, on_change=told.append)
             hold = holds.create(1)
             calls: list[Callable[[], Any]] = [
                 lambda: holds.get(hold.id),
@@ -258,6 +296,8 @@ class TestConnections:
                 slots.load("a")
         engine.dispose()
 
+    @one_world("a child does not go on with its parent's event loop")
+    @on_each_blocking
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
     @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
     def test_a_forked_child_reads_on_a_connection_of_its_own(
@@ -280,7 +320,8 @@ class TestConnections:
                 HoldManager(slots, on_change=None).create(1)
 
 
-@on_each
+@one_world("what statements cost, as the server tells: they are the same")
+@on_each_blocking
 def test_a_create_does_not_scan_past_holds(kind: str, place_of: PlaceOf) -> None:
     """Nor does anything else that has to be quick: the database says how it would go about it."""
     with opened(kind, place_of(kind)) as slots:
@@ -312,6 +353,7 @@ def explained(connection: sa.Connection, statement: sa.Select[Any]) -> str:
     return "\n".join(" ".join(map(str, row)) for row in rows)
 
 
+@one_world("what the tests stand on")
 def test_a_server_elsewhere_can_be_named(postgres_server: DatabaseServer) -> None:
     """What the tests stand on: each has a database of its own there."""
     one, other = postgres_server.new_database(), postgres_server.new_database()

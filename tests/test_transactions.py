@@ -43,7 +43,9 @@ from slotcache.sql.waits import THREADS
 from .support.desk import Desks
 from .support.joined import (
     AT_EACH_LEVEL,
+    IN_BOTH,
     LEVELS,
+    ON_ASYNCIO,
     ONE_OF_EACH,
     WAYS,
     Customer,
@@ -74,19 +76,20 @@ ROUNDS = int(os.environ.get("SLOTCACHE_TEST_ROUNDS", "1"))
 """How much longer to look for what is rare: see the task `soak` of dev.py."""
 
 
-@pytest.fixture(params=WAYS, ids=str)
+@pytest.fixture(params=[*WAYS, *ON_ASYNCIO], ids=str)
 def customer(
     request: pytest.FixtureRequest, desks: Desks, place_of: PlaceOf, hold_policy: HoldPolicy
 ) -> Iterator[Customer]:
     """A customer on each database with each claim at each isolation level."""
     way: Way = request.param
-    with desks.desk(way.kind, way.claim, place_of=place_of, policy=hold_policy) as desk:
+    with desks.desk(way.kind, way.claim, way.world, place_of=place_of, policy=hold_policy) as desk:
         desk.slots.add([(3, 9)], scope="c")
         desk.slots.add([(4, 9)], scope="d")
         yield Customer(desk, way.level)
 
 
 on_one_of_each = pytest.mark.parametrize("customer", ONE_OF_EACH, indirect=True, ids=str)
+on_one_of_each_in_both = pytest.mark.parametrize("customer", IN_BOTH, indirect=True, ids=str)
 with_savepoints = pytest.mark.parametrize(
     "customer", [WAYS[0], WAYS[3], *ONE_OF_EACH[2:]], indirect=True, ids=str
 )
@@ -94,6 +97,10 @@ with_savepoints = pytest.mark.parametrize(
 it, and what is released is committed."""
 on_sqlite = pytest.mark.parametrize("customer", ONE_OF_EACH[:1], indirect=True, ids=str)
 """What SQLAlchemy does, whatever the database."""
+on_sqlite_in_both = pytest.mark.parametrize("customer", IN_BOTH[::4], indirect=True, ids=str)
+on_servers_in_both = pytest.mark.parametrize(
+    "customer", [*ONE_OF_EACH[2:], *ON_ASYNCIO[1:]], indirect=True, ids=str
+)
 
 
 class TestOutcomes:
@@ -142,7 +149,7 @@ class TestOutcomes:
         customer.desk.edit("UPDATE slots SET remaining = capacity WHERE slot_id in (3, 4)")
         assert customer.rows() == before
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_what_is_tried_again_is_done_and_told_once(self, customer: Customer) -> None:
         everything = Round(customer.desk)
 
@@ -183,7 +190,7 @@ REFUSALS: dict[str, tuple[type[Exception], Callable[[HoldManager, Hold], Any]]] 
 class TestRefusals:
     """What is raised leaves no trace in a transaction that goes on and commits (P6, P7)."""
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     @pytest.mark.parametrize("refusal", REFUSALS)
     def test_nothing_of_it_is_written_or_told(self, customer: Customer, refusal: str) -> None:
         error, work = REFUSALS[refusal]
@@ -200,7 +207,7 @@ class TestRefusals:
         assert customer.rows(but_of=3) == before
         assert customer.told == ["c"]
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_a_key_that_was_refused_is_free_in_the_same_transaction(
         self, customer: Customer
     ) -> None:
@@ -213,7 +220,7 @@ class TestRefusals:
         assert (hold.replayed, again.replayed, again.id) == (False, True, hold.id)
         assert customer.told == ["a"]
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_a_replay_tells_nobody(self, customer: Customer) -> None:
         first = customer.desk.holds.create(1, idempotency_key="k")
 
@@ -222,7 +229,7 @@ class TestRefusals:
 
         assert customer.told == []
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_after_a_signal_in_the_midst_nothing_can_be_committed(
         self, customer: Customer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -230,13 +237,13 @@ class TestRefusals:
         before = customer.rows()
 
         def interrupted(ledger: SqlLedger, hold: Hold) -> None:
-            raise KeyboardInterrupt
+            raise customer.world.interrupt
 
         with customer.session() as session:
             holds = customer.holds.within(session)
             holds.create(1)
             monkeypatch.setattr(SqlLedger, "_insert", interrupted)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(customer.world.interrupt):
                 holds.create(3)
             monkeypatch.undo()
             with pytest.raises(PendingRollbackError):
@@ -249,24 +256,24 @@ class TestRefusals:
 
         assert customer.told == ["d"]
 
-    @on_sqlite
+    @on_sqlite_in_both
     def test_a_signal_in_a_savepoint_of_the_users_ends_that_without_a_warning(
         self, customer: Customer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As a deadlock on MariaDB does, after which the connection is given up as well."""
 
         def interrupted(ledger: SqlLedger, hold: Hold) -> None:
-            raise KeyboardInterrupt
+            raise customer.world.interrupt
 
         monkeypatch.setattr(SqlLedger, "_insert", interrupted)
         with customer.session() as session:
-            with suppress(KeyboardInterrupt), session.begin_nested():
+            with suppress(customer.world.interrupt), session.begin_nested():
                 customer.holds.within(session).create(1)
             session.rollback()
 
         assert customer.told == []
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_a_hold_that_falls_due_in_an_open_transaction_is_not_sold(
         self, customer: Customer
     ) -> None:
@@ -300,12 +307,10 @@ class TestTelling:
 
         assert shown == [20] + [left for left in range(19, 10, -1) for _ in range(2)] + [10]
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_it_finds_the_change_committed(self, customer: Customer) -> None:
         shown: list[int] = []
-        holds = HoldManager(
-            customer.slots, on_change=lambda scope: shown.append(free(customer.slots, 1))
-        )
+        holds = customer.manager(lambda scope: shown.append(free(customer.slots, 1)))
 
         with customer.session() as session, session.begin():
             holds.within(session).create(1)
@@ -336,14 +341,14 @@ class TestTelling:
 
         assert [row.remaining for row in shown] == [4]
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_one_that_raises_is_logged_and_counted_where_within_came_from(
         self, customer: Customer, caplog: pytest.LogCaptureFixture
     ) -> None:
         def fail(scope: Any) -> None:
             raise Failure(scope)
 
-        holds = HoldManager(customer.slots, on_change=fail)
+        holds = customer.manager(fail)
 
         with customer.session() as session, session.begin():
             hold = holds.within(session).create(1)
@@ -353,10 +358,10 @@ class TestTelling:
         assert holds.hook_failures == 2
         assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_a_slow_one_keeps_neither_lock_nor_connection(self, customer: Customer) -> None:
         gate = Gate()
-        slow = HoldManager(customer.slots, on_change=gate)
+        slow = customer.manager(gate)
 
         def buy() -> None:
             with customer.session() as session, session.begin():
@@ -364,8 +369,7 @@ class TestTelling:
 
         buying = spawn(buy)
         gate.wait_for_somebody()
-        pool: Any = customer.engine.pool
-        assert pool.checkedout() == 0
+        assert customer.pool.checkedout() == 0
         with customer.transaction() as (_, holds):
             holds.create(1)
         gate.open()
@@ -404,11 +408,11 @@ class TestTelling:
         assert holds.hook_failures == 1
         assert "closed transaction inside context manager" in caplog.text
 
-    @on_sqlite
+    @on_sqlite_in_both
     def test_two_managers_with_one_hook_tell_it_once_for_each_scope(
         self, customer: Customer
     ) -> None:
-        other = HoldManager(customer.slots, on_change=customer.hook)
+        other = customer.manager(customer.hook)
 
         with customer.transaction() as (session, holds):
             holds.create(1)
@@ -417,7 +421,7 @@ class TestTelling:
 
         assert customer.told == ["a", "b"]
 
-    @on_sqlite
+    @on_sqlite_in_both
     def test_each_transaction_of_a_session_tells_its_own(self, customer: Customer) -> None:
         with customer.session() as session:
             holds = customer.holds.within(session)
@@ -433,7 +437,7 @@ class TestTelling:
         assert customer.told == ["a", "c"]
         assert customer.hook.lent == [0, 0]
 
-    @on_sqlite
+    @on_sqlite_in_both
     def test_a_session_that_is_closed_without_a_commit_tells_nobody(
         self, customer: Customer
     ) -> None:
@@ -443,7 +447,7 @@ class TestTelling:
         assert customer.told == []
         assert free(customer.slots, 1) == 4
 
-    @on_sqlite
+    @on_sqlite_in_both
     def test_a_savepoint_that_is_released_tells_with_the_rest(self, customer: Customer) -> None:
         with customer.transaction() as (session, holds):
             with session.begin_nested():
@@ -454,7 +458,7 @@ class TestTelling:
 
         assert customer.told == ["a", "b"]
 
-    @on_sqlite
+    @on_sqlite_in_both
     @pytest.mark.parametrize("before", [False, True])
     def test_what_is_released_into_a_savepoint_that_is_taken_back_is_not_told(
         self, customer: Customer, before: bool
@@ -515,7 +519,7 @@ class TestTelling:
         assert customer.told == ["a"]
         assert free(customer.slots, 1) == 3
 
-    @pytest.mark.parametrize("customer", ONE_OF_EACH[2:], indirect=True, ids=str)
+    @on_servers_in_both
     def test_a_connection_that_is_lost_at_the_commit_is_told(self, customer: Customer) -> None:
         """Nobody could know that it did not happen."""
         with customer.session() as session:
@@ -527,7 +531,7 @@ class TestTelling:
         assert customer.told == ["a"]
         assert free(customer.slots, 1) == 4
 
-    @pytest.mark.parametrize("customer", ONE_OF_EACH[2:], indirect=True, ids=str)
+    @on_servers_in_both
     def test_a_connection_that_is_lost_before_it_tells_nobody(self, customer: Customer) -> None:
         with customer.session() as session:
             customer.holds.within(session).create(1)
@@ -585,7 +589,7 @@ class TestSessions:
         assert statements[0].startswith("INSERT INTO orders")
         assert [order.id for order in pending] == [2]
 
-    @on_sqlite
+    @on_sqlite_in_both
     def test_what_is_wrong_with_a_pending_object_is_raised_as_it_is(
         self, customer: Customer
     ) -> None:
@@ -673,7 +677,7 @@ class TestSessions:
 
         assert customer.told == ["a"]
 
-    @on_one_of_each
+    @on_one_of_each_in_both
     def test_what_is_read_in_it_is_what_the_transaction_sees(self, customer: Customer) -> None:
         with customer.transaction() as (session, holds):
             hold = holds.create(1, owner="ann")
@@ -997,7 +1001,7 @@ class TestClearAfter:
             its_own: Any = session.connection()
             with pytest.raises(ValueError, match="or is a session's"), clear_after(its_own):
                 pass
-            with pytest.raises(TypeError, match="a Session needs none"), clear_after(session):  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="a Session needs none"), clear_after(session):
                 pass
         with customer.engine.connect() as connection:
             with (
@@ -1112,9 +1116,9 @@ class Contest:
 @pytest.fixture(params=CROWDED, ids=str)
 def contest(request: pytest.FixtureRequest, crowds: Crowds) -> Iterator[Contest]:
     """Customers on each database with each claim at each isolation level."""
-    kind, claim, level = request.param
-    crowd = crowds.crowd(kind, claim)
-    yield Contest(crowd, level)
+    way: Way = request.param
+    crowd = crowds.crowd(way.kind, way.claim)
+    yield Contest(crowd, way.level)
     check_books(crowd.table)
 
 

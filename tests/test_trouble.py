@@ -3,19 +3,21 @@
 import gc
 import logging
 import time
+from contextlib import closing
+from functools import partial
 
 import pytest
 
-from slotcache import AvailabilityPolicy, SlotAvailabilityService, Source
+from slotcache import AvailabilityPolicy, Source
 from slotcache.events import Health, Stats
 from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.protocols import Entry
 from slotcache.testing import ManualClock
 from slotcache.trouble import PAUSE, Trouble
-from slotcache.worlds import run
 from tests.support.forks import in_child
 from tests.support.shelf import ScopedShelf, Shelf, left
 from tests.support.threads import Counted, Gate, spawn
+from tests.support.worlds import BLOCKING, Worlds, one_world
 
 KEY = "slots.availability"
 WELL = Health(cache=True, locks=True, undelivered=0)
@@ -52,8 +54,9 @@ class Flaky:
         return call
 
 
-class World:
-    def __init__(self, shelf=None, **policy):
+class Stage:
+    def __init__(self, world, shelf=None, **policy):
+        self.world = world
         self.clock = ManualClock(start=0.0)
         self.shelf = Shelf() if shelf is None else shelf
         self.memory = MemoryCache(clock=self.clock)
@@ -65,7 +68,7 @@ class World:
         self.mended = self.trouble.mend = Counted(self.trouble.mend)
 
     def another_service(self):
-        return SlotAvailabilityService(
+        return self.world.service(
             self.shelf, cache=self.cache, locks=self.locks, policy=self.policy, clock=self.clock
         )
 
@@ -104,21 +107,32 @@ def ends(is_alive, clock):
     return False
 
 
+@pytest.fixture(params=Worlds.for_services)
+def world(request, worlds):
+    with closing(worlds.open(request.param)) as world:
+        yield world
+
+
 @pytest.fixture
-def world():
-    world = World()
-    yield world
-    world.service.close()
+def staged(world):
+    return partial(Stage, world)
 
 
-def read_together(world, readers):
+@pytest.fixture
+def stage(staged):
+    stage = staged()
+    yield stage
+    stage.service.close()
+
+
+def read_together(stage, readers):
     """Let one reader lead a query, and all others board while it runs; return their readings."""
-    gate = world.shelf.during_load = Gate()
-    leader = spawn(world.read)
+    gate = stage.shelf.during_load = Gate()
+    leader = spawn(stage.read)
     gate.wait_for_somebody()
-    boarded = Counted(world.service._refill._flights.board)
-    world.service._refill._flights.board = boarded
-    followers = [spawn(world.read) for _ in range(readers - 1)]
+    boarded = Counted(stage.service._refill._flights.board)
+    stage.service._refill._flights.board = boarded
+    followers = [spawn(stage.read) for _ in range(readers - 1)]
     boarded.wait_for(readers - 1)
     gate.open()
     return [reader.result(20) for reader in (leader, *followers)]
@@ -127,267 +141,267 @@ def read_together(world, readers):
 # The breaker.
 
 
-def test_a_cache_that_failed_is_left_alone(world):
-    world.cache.down = True
-    world.read()
-    assert world.cache.calls == ["read"]
+def test_a_cache_that_failed_is_left_alone(stage):
+    stage.cache.down = True
+    stage.read()
+    assert stage.cache.calls == ["read"]
 
-    readings = [world.read() for _ in range(5)]
+    readings = [stage.read() for _ in range(5)]
 
-    assert world.cache.calls == ["read"]
+    assert stage.cache.calls == ["read"]
     assert {reading.source for reading in readings} == {Source.DIRECT}
-    assert world.service.health() == Health(cache=False, locks=True, undelivered=0)
+    assert stage.service.health() == Health(cache=False, locks=True, undelivered=0)
 
 
-def test_one_failure_is_logged_once(world, caplog):
-    world.cache.down = True
+def test_one_failure_is_logged_once(stage, caplog):
+    stage.cache.down = True
     for _ in range(5):
-        world.read()
+        stage.read()
 
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_a_cache_that_takes_longer_than_its_budget_is_left_alone(world, caplog):
-    world.cache.slow = 0.3
-    world.read()
-    world.cache.calls.clear()
+def test_a_cache_that_takes_longer_than_its_budget_is_left_alone(stage, caplog):
+    stage.cache.slow = 0.3
+    stage.read()
+    stage.cache.calls.clear()
 
-    assert world.read().source is Source.DIRECT
-    assert world.cache.calls == []
+    assert stage.read().source is Source.DIRECT
+    assert stage.cache.calls == []
     assert "could not be read within 0.25 s, it took 0.3" in caplog.text
 
 
-def test_what_answers_again_is_asked_again(world):
-    world.cache.down = True
-    world.read()
-    world.come_back()
+def test_what_answers_again_is_asked_again(stage):
+    stage.cache.down = True
+    stage.read()
+    stage.come_back()
 
-    assert world.read().source is Source.LOADED
-    assert world.read().source is Source.CACHED
-    assert world.service.health() == WELL
-
-
-def test_what_answers_too_late_is_not_taken_for_well(world):
-    world.cache.down = True
-    world.read()
-    world.cache.down = frozenset()
-    guarded = world.service._refill._cache
-
-    world.cache.slow = 0.3
-    run(guarded.attempt())
-    assert not world.service.health().cache
-    world.cache.slow = 0.0
-    run(guarded.attempt())
-    assert world.service.health() == WELL
+    assert stage.read().source is Source.LOADED
+    assert stage.read().source is Source.CACHED
+    assert stage.service.health() == WELL
 
 
-def test_what_is_still_down_is_asked_by_nobody_but_the_recovery(world):
-    world.cache.down = True
-    world.read()
+def test_what_answers_too_late_is_not_taken_for_well(stage):
+    stage.cache.down = True
+    stage.read()
+    stage.cache.down = frozenset()
+    guarded = stage.service._refill._cache
+
+    stage.cache.slow = 0.3
+    stage.world.run(guarded.attempt())
+    assert not stage.service.health().cache
+    stage.cache.slow = 0.0
+    stage.world.run(guarded.attempt())
+    assert stage.service.health() == WELL
+
+
+def test_what_is_still_down_is_asked_by_nobody_but_the_recovery(stage):
+    stage.cache.down = True
+    stage.read()
     for _ in range(3):
-        world.half_a_second_later()
-        world.read()
+        stage.half_a_second_later()
+        stage.read()
 
-    assert set(world.cache.calls[1:]) <= {"look"}
-    assert not world.service.health().cache
+    assert set(stage.cache.calls[1:]) <= {"look"}
+    assert not stage.service.health().cache
 
 
-def test_a_second_service_on_the_same_cache_shares_its_trouble(world):
-    other = world.another_service()
-    world.cache.down = True
-    world.read()
+def test_a_second_service_on_the_same_cache_shares_its_trouble(stage):
+    other = stage.another_service()
+    stage.cache.down = True
+    stage.read()
 
     assert other.read().source is Source.DIRECT
-    assert world.cache.calls == ["read"]
-    assert other.health() == world.service.health()
+    assert stage.cache.calls == ["read"]
+    assert other.health() == stage.service.health()
 
 
-def test_locks_that_failed_are_left_alone_and_the_cache_is_used(world):
-    world.locks.down = True
+def test_locks_that_failed_are_left_alone_and_the_cache_is_used(stage):
+    stage.locks.down = True
 
-    assert world.read().source is Source.LOADED
-    world.clock.advance(10)
-    assert world.read().source is Source.LOADED
-    assert world.read().source is Source.CACHED
-    assert world.locks.calls == ["acquire"]
-    assert world.service.health() == Health(cache=True, locks=False, undelivered=0)
+    assert stage.read().source is Source.LOADED
+    stage.memory.clear(KEY)  # somebody else's change
+    assert stage.read().source is Source.LOADED
+    assert stage.read().source is Source.CACHED
+    assert stage.locks.calls == ["acquire"]
+    assert stage.service.health() == Health(cache=True, locks=False, undelivered=0)
 
 
-def test_locks_come_back(world):
-    world.locks.down = True
-    world.read()
-    trouble = world.service._refill._locks.trouble
+def test_locks_come_back(stage):
+    stage.locks.down = True
+    stage.read()
+    trouble = stage.service._refill._locks.trouble
     mended = trouble.mend = Counted(trouble.mend)
-    world.locks.down = frozenset()
-    world.recover(mended)
+    stage.locks.down = frozenset()
+    stage.recover(mended)
 
-    assert world.service.health() == WELL
+    assert stage.service.health() == WELL
 
 
-def test_a_lock_that_is_held_is_given_back_in_trouble_too(world):
-    world.locks.down = frozenset({"acquire"})
-    world.shelf.during_load = lambda: world.service._refill._locks.trouble.fail()
-    world.locks.down = frozenset()
-    world.read()
+def test_a_lock_that_is_held_is_given_back_in_trouble_too(stage):
+    stage.locks.down = frozenset({"acquire"})
+    stage.shelf.during_load = lambda: stage.service._refill._locks.trouble.fail()
+    stage.locks.down = frozenset()
+    stage.read()
 
-    assert world.locks.calls == ["acquire", "release"]
+    assert stage.locks.calls == ["acquire", "release"]
 
 
 # Undelivered clears (P1, P2): goals S20.
 
 
-def test_a_clear_that_fails_is_said_and_this_process_is_not_shown_the_old_list(world):
-    world.read()
-    world.cache.down = frozenset({"clear"})
+def test_a_clear_that_fails_is_said_and_this_process_is_not_shown_the_old_list(stage):
+    stage.read()
+    stage.cache.down = frozenset({"clear"})
 
-    assert world.sell_one() is False
-    assert left(world.read().availability) == 9
-    assert world.service.health() == Health(cache=False, locks=True, undelivered=1)
+    assert stage.sell_one() is False
+    assert left(stage.read().availability) == 9
+    assert stage.service.health() == Health(cache=False, locks=True, undelivered=1)
 
 
-def test_a_clear_is_replayed_before_the_first_read_after(world):
-    world.read()
-    world.cache.down = frozenset({"clear"})
-    world.sell_one()
-    assert isinstance(world.memory.read(KEY), Entry)
-    world.come_back()
+def test_a_clear_is_replayed_before_the_first_read_after(stage):
+    stage.read()
+    stage.cache.down = frozenset({"clear"})
+    stage.sell_one()
+    assert isinstance(stage.memory.read(KEY), Entry)
+    stage.come_back()
 
-    assert not isinstance(world.memory.read(KEY), Entry)
-    reading = world.read()
+    assert not isinstance(stage.memory.read(KEY), Entry)
+    reading = stage.read()
     assert (left(reading.availability), reading.source) == (9, Source.LOADED)
-    assert world.service.health() == WELL
+    assert stage.service.health() == WELL
 
 
-def test_a_cache_that_answers_reads_is_not_believed_while_it_owes_a_clear(world):
-    world.read()
-    world.cache.down = frozenset({"clear"})
-    world.sell_one()
+def test_a_cache_that_answers_reads_is_not_believed_while_it_owes_a_clear(stage):
+    stage.read()
+    stage.cache.down = frozenset({"clear"})
+    stage.sell_one()
     for _ in range(3):
-        world.half_a_second_later()
-        assert left(world.read().availability) == 9
-    assert world.service.health().undelivered == 1
+        stage.half_a_second_later()
+        assert left(stage.read().availability) == 9
+    assert stage.service.health().undelivered == 1
 
 
-def test_a_clear_is_tried_in_trouble_too(world):
-    world.cache.down = frozenset({"read"})
-    world.read()
-    world.cache.calls.clear()
+def test_a_clear_is_tried_in_trouble_too(stage):
+    stage.cache.down = frozenset({"read"})
+    stage.read()
+    stage.cache.calls.clear()
 
-    assert world.sell_one() is True
-    assert world.cache.calls == ["clear"]
-
-
-def test_a_later_clear_of_the_same_key_delivers_the_earlier(world):
-    world.cache.down = frozenset({"clear"})
-    world.sell_one()
-    world.cache.down = frozenset()
-
-    assert world.sell_one() is True
-    assert world.service.health().undelivered == 0
+    assert stage.sell_one() is True
+    assert stage.cache.calls == ["clear"]
 
 
-def let_a_second_change_s_clear_fail_during_the_next(world):
+def test_a_later_clear_of_the_same_key_delivers_the_earlier(stage):
+    stage.cache.down = frozenset({"clear"})
+    stage.sell_one()
+    stage.cache.down = frozenset()
+
+    assert stage.sell_one() is True
+    assert stage.service.health().undelivered == 0
+
+
+def let_a_second_change_s_clear_fail_during_the_next(stage):
     """Its key was cleared before that change was."""
-    clear = world.memory.clear
+    clear = stage.memory.clear
 
     def clear_and_be_overtaken(key):
-        world.memory.clear = clear
+        stage.memory.clear = clear
         clear(key)
-        world.cache.down = frozenset({"clear"})
-        assert world.sell_one() is False
-        world.cache.down = frozenset()
+        stage.cache.down = frozenset({"clear"})
+        assert stage.sell_one() is False
+        stage.cache.down = frozenset()
 
-    world.memory.clear = clear_and_be_overtaken
-
-
-def test_a_clear_does_not_deliver_one_that_failed_while_it_was_under_way(world):
-    let_a_second_change_s_clear_fail_during_the_next(world)
-
-    assert world.sell_one() is True
-    assert world.trouble.undelivered() == [KEY]
+    stage.memory.clear = clear_and_be_overtaken
 
 
-def test_a_repeated_clear_does_not_deliver_one_that_failed_while_it_was_under_way(world):
-    world.cache.down = frozenset({"clear"})
-    world.sell_one()
-    world.cache.down = frozenset()
-    let_a_second_change_s_clear_fail_during_the_next(world)
-    world.service.close()
+def test_a_clear_does_not_deliver_one_that_failed_while_it_was_under_way(stage):
+    let_a_second_change_s_clear_fail_during_the_next(stage)
 
-    assert world.trouble.undelivered() == [KEY]
+    assert stage.sell_one() is True
+    assert stage.trouble.undelivered() == [KEY]
+
+
+def test_a_repeated_clear_does_not_deliver_one_that_failed_while_it_was_under_way(stage):
+    stage.cache.down = frozenset({"clear"})
+    stage.sell_one()
+    stage.cache.down = frozenset()
+    let_a_second_change_s_clear_fail_during_the_next(stage)
+    stage.service.close()
+
+    assert stage.trouble.undelivered() == [KEY]
 
 
 class Interrupt(BaseException):
     pass
 
 
-def interrupted(world, *scope):
+def interrupted(stage, *scope):
     """Have a clear interrupted on its way."""
 
     def clear(_key):
-        del world.memory.clear
+        del stage.memory.clear
         raise Interrupt
 
-    world.memory.clear = clear
+    stage.memory.clear = clear
     with pytest.raises(Interrupt):
-        world.service.clear_availability_cache(*scope)
+        stage.service.clear_availability_cache(*scope)
 
 
-def test_a_clear_that_was_interrupted_is_noted(world):
-    world.read()
-    world.shelf.remaining = 9
-    interrupted(world)
+def test_a_clear_that_was_interrupted_is_noted(stage):
+    stage.read()
+    stage.shelf.remaining = 9
+    interrupted(stage)
 
-    assert world.service.health().undelivered == 1
-    assert left(world.read().availability) == 9
-
-
-def test_all_keys_of_a_clear_that_was_interrupted_are_noted():
-    world = World(shelf=ScopedShelf())
-    interrupted(world, "JFK")
-
-    assert world.service.health().undelivered == 2
-    world.service.close()
-    assert world.service.health() == WELL
+    assert stage.service.health().undelivered == 1
+    assert left(stage.read().availability) == 9
 
 
-def test_a_clear_of_every_list_is_replayed_as_one(world):
-    world = World(shelf=ScopedShelf())
+def test_all_keys_of_a_clear_that_was_interrupted_are_noted(staged):
+    stage = staged(shelf=ScopedShelf())
+    interrupted(stage, "JFK")
+
+    assert stage.service.health().undelivered == 2
+    stage.service.close()
+    assert stage.service.health() == WELL
+
+
+def test_a_clear_of_every_list_is_replayed_as_one(staged):
+    stage = staged(shelf=ScopedShelf())
     for scope in ("JFK", "LGA"):
-        world.service.read(scope)
-    world.cache.down = frozenset({"clear_all"})
-    assert world.service.clear_availability_cache() is False
-    world.cache.calls.clear()
-    world.come_back()
+        stage.service.read(scope)
+    stage.cache.down = frozenset({"clear_all"})
+    assert stage.service.clear_availability_cache() is False
+    stage.cache.calls.clear()
+    stage.come_back()
 
-    assert "clear_all" in world.cache.calls
-    assert world.service.read("JFK").source is Source.LOADED
-    world.service.close()
+    assert "clear_all" in stage.cache.calls
+    assert stage.service.read("JFK").source is Source.LOADED
+    stage.service.close()
 
 
-def test_one_list_that_cannot_be_cleared_holds_back_no_other():
-    world = World(shelf=ScopedShelf())
+def test_one_list_that_cannot_be_cleared_holds_back_no_other(staged):
+    stage = staged(shelf=ScopedShelf())
     stubborn = "slots.availability:str:JFK"
-    clear = world.memory.clear
+    clear = stage.memory.clear
 
     def clear_others(key):
         if key == stubborn:
             raise Gone(key)
         clear(key)
 
-    world.cache.down = frozenset({"clear"})
+    stage.cache.down = frozenset({"clear"})
     for scope in ("JFK", "LGA"):
-        world.service.clear_availability_cache(scope)
-    world.memory.clear = clear_others
-    world.cache.down = frozenset()
-    world.service.close()
+        stage.service.clear_availability_cache(scope)
+    stage.memory.clear = clear_others
+    stage.cache.down = frozenset()
+    stage.service.close()
 
-    assert world.trouble.undelivered() == [stubborn]
-    world.memory.clear = clear
-    world.service.close()
+    assert stage.trouble.undelivered() == [stubborn]
+    stage.memory.clear = clear
+    stage.service.close()
 
 
-def test_a_cache_that_is_its_own_lock_provider_has_its_clears_repeated(world):
+def test_a_cache_that_is_its_own_lock_provider_has_its_clears_repeated(world, stage):
     class Both(MemoryCache):
         def acquire(self, name, *, ttl):
             raise Gone("acquire")
@@ -403,24 +417,24 @@ def test_a_cache_that_is_its_own_lock_provider_has_its_clears_repeated(world):
                 raise Gone("clear")
             super().clear(key)
 
-    both = Both(clock=world.clock)
+    both = Both(clock=stage.clock)
     both.down = True
-    service = SlotAvailabilityService(world.shelf, cache=both, clock=world.clock)
+    service = world.service(stage.shelf, cache=both, clock=stage.clock)
     service.read()
     service.clear_availability_cache()
     both.down = False
     trouble = service._trouble
     mended = trouble.mend = Counted(trouble.mend)
-    world.recover(mended)
+    stage.recover(mended)
 
     assert service.health() == Health(cache=True, locks=False, undelivered=0)
     service.close()
 
 
-def test_why_a_clear_fails_is_logged_once(world, caplog):
-    world.cache.down = True
+def test_why_a_clear_fails_is_logged_once(stage, caplog):
+    stage.cache.down = True
     for _ in range(3):
-        world.sell_one()
+        stage.sell_one()
 
     reasons = [bool(record.exc_info) for record in caplog.records if record.levelno >= 30]
     assert reasons == [True, False, False]
@@ -428,7 +442,10 @@ def test_why_a_clear_fails_is_logged_once(world, caplog):
 
 # The notes themselves.
 
+nothing_waits = one_world("plain state, which both worlds ask")
 
+
+@nothing_waits
 def test_a_note_goes_only_with_a_clear_that_was_sent_after_it_was_written():
     trouble = Trouble()
     ticket = trouble.ticket()
@@ -441,6 +458,7 @@ def test_a_note_goes_only_with_a_clear_that_was_sent_after_it_was_written():
     assert not trouble.bypass
 
 
+@nothing_waits
 def test_the_note_of_a_second_writer_outlives_the_clear_that_was_under_way():
     trouble = Trouble()
     trouble.note("k")
@@ -450,6 +468,7 @@ def test_the_note_of_a_second_writer_outlives_the_clear_that_was_under_way():
     assert trouble.undelivered() == ["k"]
 
 
+@nothing_waits
 def test_a_clear_of_one_key_stands_for_no_other():
     trouble = Trouble()
     trouble.note("k")
@@ -457,6 +476,7 @@ def test_a_clear_of_one_key_stands_for_no_other():
     assert trouble.undelivered() == ["k"]
 
 
+@nothing_waits
 def test_a_clear_of_every_key_stands_for_each_that_was_noted_before():
     trouble = Trouble()
     trouble.note("k")
@@ -467,6 +487,7 @@ def test_a_clear_of_every_key_stands_for_each_that_was_noted_before():
     assert trouble.undelivered() == ["l"]
 
 
+@nothing_waits
 def test_a_note_of_every_key_goes_with_no_clear_of_one():
     trouble = Trouble()
     trouble.note("k")
@@ -476,6 +497,7 @@ def test_a_note_of_every_key_goes_with_no_clear_of_one():
     assert trouble.undelivered() == [None]
 
 
+@nothing_waits
 def test_a_full_list_of_notes_becomes_one_clear_of_everything():
     trouble = Trouble()
     for number in range(1_001):
@@ -485,6 +507,7 @@ def test_a_full_list_of_notes_becomes_one_clear_of_everything():
     assert not trouble.bypass
 
 
+@nothing_waits
 def test_a_mended_backend_is_still_bypassed_while_it_owes_a_clear():
     trouble = Trouble()
     trouble.fail()
@@ -493,6 +516,7 @@ def test_a_mended_backend_is_still_bypassed_while_it_owes_a_clear():
     assert trouble.bypass
 
 
+@nothing_waits
 def test_one_at_a_time_sees_to_it_and_another_when_that_one_has_died():
     trouble = Trouble()
     alive = True
@@ -506,6 +530,7 @@ def test_one_at_a_time_sees_to_it_and_another_when_that_one_has_died():
     assert trouble.attend()
 
 
+@nothing_waits
 def test_who_has_left_before_it_was_noted_that_they_came_is_not_waited_for():
     trouble = Trouble()
     trouble.fail()
@@ -516,7 +541,8 @@ def test_who_has_left_before_it_was_noted_that_they_came_is_not_waited_for():
     assert trouble.attend()
 
 
-def test_a_cache_that_can_bear_no_attribute_is_refused():
+@pytest.mark.parametrize("world", Worlds.both, indirect=True)
+def test_a_cache_that_can_bear_no_attribute_is_refused(world):
     class Bare(MemoryCache):
         __slots__ = ()
 
@@ -526,231 +552,231 @@ def test_a_cache_that_can_bear_no_attribute_is_refused():
             super().__setattr__(name, value)
 
     with pytest.raises(TypeError, match="Bare can bear no attribute"):
-        SlotAvailabilityService(Shelf(), cache=Bare())
+        world.service(Shelf(), cache=Bare())
 
 
 # What this process last knew (P5).
 
 
-def cut_off(world):
+def cut_off(stage):
     """Let the process be cut off from both the cache and the table."""
-    world.cache.down = True
-    world.shelf.failure = Gone("the table")
+    stage.cache.down = True
+    stage.shelf.failure = Gone("the table")
 
 
-def test_what_was_last_known_stands_in_when_cache_and_table_fail(world):
-    world.read()
-    cut_off(world)
+def test_what_was_last_known_stands_in_when_cache_and_table_fail(stage):
+    stage.read()
+    cut_off(stage)
 
-    reading = world.read()
+    reading = stage.read()
 
     assert (reading.source, left(reading.availability)) == (Source.STALE, 10)
 
 
-def test_what_others_filled_is_known_too_once_a_reader_has_waited_for_it(world):
+def test_what_others_filled_is_known_too_once_a_reader_has_waited_for_it(stage):
     # Somebody else holds the lock, and fills while this process waits.
-    lock = world.locks._part.acquire(f"{KEY}.lock", ttl=100)
-    miss = world.memory.read(KEY)
+    lock = stage.locks._part.acquire(f"{KEY}.lock", ttl=100)
+    miss = stage.memory.read(KEY)
     gate = Gate()
-    world.clock.sleep = lambda _seconds: gate()
-    reader = spawn(world.read)
+    stage.clock.sleep = lambda _seconds: gate()
+    reader = spawn(stage.read)
     gate.wait_for_somebody()
-    world.memory.fill(KEY, miss, world.shelf.load(None).availability, ttl=10, stale_ttl=60)
+    stage.memory.fill(KEY, miss, stage.shelf.load(None).availability, ttl=10, stale_ttl=60)
     gate.open()
     assert reader.result(20).source is Source.CACHED
-    world.locks._part.release(lock)
-    del world.clock.sleep
-    cut_off(world)
+    stage.locks._part.release(lock)
+    del stage.clock.sleep
+    cut_off(stage)
 
-    assert world.read().source is Source.STALE
-
-
-def test_a_follower_is_given_what_was_last_known_too(world):
-    world.read()
-    cut_off(world)
-
-    assert {reading.source for reading in read_together(world, 4)} == {Source.STALE}
+    assert stage.read().source is Source.STALE
 
 
-def test_readers_who_are_cut_off_share_the_query_that_fails(world):
-    world.read()
-    cut_off(world)
-    world.read()
-    loads = world.shelf.loads
+def test_a_follower_is_given_what_was_last_known_too(stage):
+    stage.read()
+    cut_off(stage)
 
-    assert {reading.source for reading in read_together(world, 11)} == {Source.STALE}
-    assert world.shelf.loads == loads + 2
+    assert {reading.source for reading in read_together(stage, 4)} == {Source.STALE}
+
+
+def test_readers_who_are_cut_off_share_the_query_that_fails(stage):
+    stage.read()
+    cut_off(stage)
+    stage.read()
+    loads = stage.shelf.loads
+
+    assert {reading.source for reading in read_together(stage, 11)} == {Source.STALE}
+    assert stage.shelf.loads == loads + 2
 
 
 @pytest.mark.parametrize(("after", "served"), [(2.9, True), (3.0, False)])
-def test_what_was_last_known_has_no_longer_life_than_it_had(after, served):
-    world = World(ttl=600, stale_ttl=2)
-    world.shelf.valid_for = 1.0
-    world.read()
-    world.clock.advance(after)
-    cut_off(world)
+def test_what_was_last_known_has_no_longer_life_than_it_had(staged, after, served):
+    stage = staged(ttl=600, stale_ttl=2)
+    stage.shelf.valid_for = 1.0
+    stage.read()
+    stage.clock.advance(after)
+    cut_off(stage)
 
     if served:
-        assert world.read().source is Source.STALE
+        assert stage.read().source is Source.STALE
     else:
         with pytest.raises(Gone, match="the table"):
-            world.read()
-    world.service.close()
+            stage.read()
+    stage.service.close()
 
 
-def test_what_was_found_lives_no_longer_than_it_did_in_the_cache(world):
-    miss = world.memory.read(KEY)
-    world.clock.advance(4)
-    world.memory.fill(KEY, miss, world.shelf.load(None).availability, ttl=10, stale_ttl=60)
-    run(world.service._refill._look(KEY))
-    world.clock.advance(65.9)
-    cut_off(world)
-    assert world.read().source is Source.STALE
+def test_what_was_found_lives_no_longer_than_it_did_in_the_cache(stage):
+    miss = stage.memory.read(KEY)
+    stage.clock.advance(4)
+    stage.memory.fill(KEY, miss, stage.shelf.load(None).availability, ttl=10, stale_ttl=60)
+    stage.world.run(stage.service._refill._look(KEY))
+    stage.clock.advance(65.9)
+    cut_off(stage)
+    assert stage.read().source is Source.STALE
 
-    world.clock.advance(0.1)
+    stage.clock.advance(0.1)
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
 
 
-def test_what_was_found_ends_as_it_does_in_the_cache_whatever_the_policy_here(world):
-    rows = world.shelf.load(None).availability
-    world.memory.fill(KEY, world.memory.read(KEY), rows, ttl=5, stale_ttl=60)
-    run(world.service._refill._look(KEY))
-    world.clock.advance(64.9)
-    cut_off(world)
-    assert world.read().source is Source.STALE
+def test_what_was_found_ends_as_it_does_in_the_cache_whatever_the_policy_here(stage):
+    rows = stage.shelf.load(None).availability
+    stage.memory.fill(KEY, stage.memory.read(KEY), rows, ttl=5, stale_ttl=60)
+    stage.world.run(stage.service._refill._look(KEY))
+    stage.clock.advance(64.9)
+    cut_off(stage)
+    assert stage.read().source is Source.STALE
 
-    world.clock.advance(0.1)
+    stage.clock.advance(0.1)
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
 
 
 @pytest.mark.parametrize(("after", "served"), [(69.9, True), (70.0, False)])
-def test_what_was_last_known_stands_in_for_stale_ttl(world, after, served):
-    world.read()
-    world.clock.advance(after)
-    cut_off(world)
+def test_what_was_last_known_stands_in_for_stale_ttl(stage, after, served):
+    stage.read()
+    stage.clock.advance(after)
+    cut_off(stage)
 
     if served:
-        assert world.read().source is Source.STALE
+        assert stage.read().source is Source.STALE
     else:
         with pytest.raises(Gone, match="the table"):
-            world.read()
+            stage.read()
 
 
-def test_what_this_process_cleared_is_not_known_any_more(world):
-    world.read()
-    cut_off(world)
-    world.service.clear_availability_cache()
+def test_what_this_process_cleared_is_not_known_any_more(stage):
+    stage.read()
+    cut_off(stage)
+    stage.service.clear_availability_cache()
 
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
 
 
-def test_what_a_service_on_the_same_cache_cleared_is_not_known_any_more(world):
-    world.read()
-    other = world.another_service()
-    cut_off(world)
+def test_what_a_service_on_the_same_cache_cleared_is_not_known_any_more(stage):
+    stage.read()
+    other = stage.another_service()
+    cut_off(stage)
     other.clear_availability_cache()
 
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
     other.close()
 
 
-def test_what_was_found_while_a_clear_was_failing_is_not_known_after_it(world):
-    lock = world.locks._part.acquire(f"{KEY}.lock", ttl=100)
-    miss = world.memory.read(KEY)
-    old = world.shelf.load(None).availability
+def test_what_was_found_while_a_clear_was_failing_is_not_known_after_it(stage):
+    lock = stage.locks._part.acquire(f"{KEY}.lock", ttl=100)
+    miss = stage.memory.read(KEY)
+    old = stage.shelf.load(None).availability
     waiting, clearing = Gate(), Gate()
-    world.clock.sleep = lambda _seconds: waiting()
-    reader = spawn(world.read)
+    stage.clock.sleep = lambda _seconds: waiting()
+    reader = spawn(stage.read)
     waiting.wait_for_somebody()
 
     def clear(_key):
         clearing()
         raise Gone("clear")
 
-    world.memory.clear = clear
-    writer = spawn(world.service.clear_availability_cache)
+    stage.memory.clear = clear
+    writer = spawn(stage.service.clear_availability_cache)
     clearing.wait_for_somebody()
-    world.memory.fill(KEY, miss, old, ttl=10, stale_ttl=60)
+    stage.memory.fill(KEY, miss, old, ttl=10, stale_ttl=60)
     waiting.open()
     assert reader.result(20).source is Source.CACHED
     clearing.open()
     assert writer.result(20) is False
-    del world.memory.clear, world.clock.sleep
-    world.locks._part.release(lock)
-    cut_off(world)
+    del stage.memory.clear, stage.clock.sleep
+    stage.locks._part.release(lock)
+    cut_off(stage)
 
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
 
 
-def test_what_was_loaded_before_a_clear_is_not_known_after_it(world):
-    gate = world.shelf.during_load = Gate()
-    reader = spawn(world.read)
+def test_what_was_loaded_before_a_clear_is_not_known_after_it(stage):
+    gate = stage.shelf.during_load = Gate()
+    reader = spawn(stage.read)
     gate.wait_for_somebody()
-    world.service.clear_availability_cache()
+    stage.service.clear_availability_cache()
     gate.open()
     reader.result(20)
-    world.shelf.during_load = lambda: None
-    cut_off(world)
+    stage.shelf.during_load = lambda: None
+    cut_off(stage)
 
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
 
 
-def test_stale_ttl_0_forbids_what_was_last_known():
-    world = World(stale_ttl=0)
-    world.read()
-    cut_off(world)
-
-    with pytest.raises(Gone, match="the table"):
-        world.read()
-    world.service.close()
-
-
-def test_what_was_last_known_is_not_used_while_the_cache_answers(world):
-    world.read()
-    world.memory.clear(KEY)  # somebody else's change
-    world.shelf.failure = Gone("the table")
+def test_stale_ttl_0_forbids_what_was_last_known(staged):
+    stage = staged(stale_ttl=0)
+    stage.read()
+    cut_off(stage)
 
     with pytest.raises(Gone, match="the table"):
-        world.read()
+        stage.read()
+    stage.service.close()
+
+
+def test_what_was_last_known_is_not_used_while_the_cache_answers(stage):
+    stage.read()
+    stage.memory.clear(KEY)  # somebody else's change
+    stage.shelf.failure = Gone("the table")
+
+    with pytest.raises(Gone, match="the table"):
+        stage.read()
 
 
 # Stats.
 
 
-def test_stats_count_how_reads_were_answered(world):
-    world.read()
-    world.read()
-    world.service.get_availability()
-    world.service.clear_availability_cache()
+def test_stats_count_how_reads_were_answered(stage):
+    stage.read()
+    stage.read()
+    stage.service.get_availability()
+    stage.service.clear_availability_cache()
 
-    assert world.service.stats() == Stats(hits=2, loads=1, clears=1)
-
-
-def test_stats_count_queries_that_were_shared(world):
-    read_together(world, 4)
-
-    assert world.service.stats() == Stats(loads=1, shared=3)
+    assert stage.service.stats() == Stats(hits=2, loads=1, clears=1)
 
 
-def test_stats_count_what_was_outrun_stale_direct_and_undelivered(world):
-    world.shelf.during_load = lambda: world.memory.clear(KEY)
-    world.read()
-    assert world.service.stats() == Stats(loads=1, outrun=1)
-    world.shelf.during_load = lambda: None
+def test_stats_count_queries_that_were_shared(stage):
+    read_together(stage, 4)
 
-    world.read()
-    cut_off(world)
-    world.read()
-    world.shelf.failure = None
-    world.read()
-    world.service.clear_availability_cache()
-    assert world.service.stats() == Stats(
+    assert stage.service.stats() == Stats(loads=1, shared=3)
+
+
+def test_stats_count_what_was_outrun_stale_direct_and_undelivered(stage):
+    stage.shelf.during_load = lambda: stage.memory.clear(KEY)
+    stage.read()
+    assert stage.service.stats() == Stats(loads=1, outrun=1)
+    stage.shelf.during_load = lambda: None
+
+    stage.read()
+    cut_off(stage)
+    stage.read()
+    stage.shelf.failure = None
+    stage.read()
+    stage.service.clear_availability_cache()
+    assert stage.service.stats() == Stats(
         loads=4, outrun=1, stale=1, direct=1, clears=1, undelivered=1
     )
 
@@ -758,119 +784,122 @@ def test_stats_count_what_was_outrun_stale_direct_and_undelivered(world):
 # Closing, and forks.
 
 
-def test_close_ends_the_recovery_after_one_more_attempt(world):
-    world.cache.down = True
-    world.sell_one()
-    world.cache.down = frozenset()
-    world.service.close()
+def test_close_ends_the_recovery_after_one_more_attempt(stage):
+    stage.cache.down = True
+    stage.sell_one()
+    stage.cache.down = frozenset()
+    stage.service.close()
 
-    assert world.cache.calls[-2:] == ["clear", "look"]
-    assert world.service.health() == WELL
+    assert stage.cache.calls[-2:] == ["clear", "look"]
+    assert stage.service.health() == WELL
 
 
-def test_a_closed_service_still_answers(world):
-    with world.service as service:
+def test_a_closed_service_still_answers(stage):
+    with stage.service as service:
         service.read()
-    world.cache.down = True
+    stage.cache.down = True
 
     assert service.read().source is Source.DIRECT
     assert service.read().source is Source.DIRECT
 
 
-def test_a_service_that_was_closed_sees_to_later_trouble_again(world):
-    world.service.close()
-    world.cache.down = True
-    world.read()
-    world.come_back()
+def test_a_service_that_was_closed_sees_to_later_trouble_again(stage):
+    stage.service.close()
+    stage.cache.down = True
+    stage.read()
+    stage.come_back()
 
-    assert world.service.health() == WELL
+    assert stage.service.health() == WELL
 
 
-def test_a_recovery_that_could_not_begin_is_begun_by_the_next_reader(world):
-    spawn_it = world.service._refill._cache._spawn
+def test_a_recovery_that_could_not_begin_is_begun_by_the_next_reader(stage):
+    spawn_it = stage.service._refill._cache._spawn
 
     def interrupted_spawn(_flow):
         raise Interrupt
 
-    world.cache.down = True
-    world.service._refill._cache._spawn = interrupted_spawn
+    stage.cache.down = True
+    stage.service._refill._cache._spawn = interrupted_spawn
     with pytest.raises(Interrupt):
-        world.read()
-    world.service._refill._cache._spawn = spawn_it
-    world.read()
-    world.come_back()
+        stage.read()
+    stage.service._refill._cache._spawn = spawn_it
+    stage.read()
+    stage.come_back()
 
-    assert world.service.health() == WELL
+    assert stage.service.health() == WELL
 
 
-def test_threads_that_run_out_make_no_read_fail(world, caplog):
+def test_threads_that_run_out_make_no_read_fail(stage, caplog):
     def no_more_threads(_flow):
         raise RuntimeError("can't start new thread")
 
-    world.cache.down = True
-    world.service._refill._cache._spawn = no_more_threads
+    stage.cache.down = True
+    stage.service._refill._cache._spawn = no_more_threads
 
-    assert world.read().source is Source.DIRECT
+    assert stage.read().source is Source.DIRECT
     assert "nobody sees to" in caplog.text
 
 
-def test_a_service_that_nobody_uses_any_more_leaves_no_thread_behind(caplog):
+def test_a_service_that_nobody_uses_any_more_leaves_no_thread_behind(staged, caplog):
     caplog.set_level(logging.CRITICAL)  # what is logged here keeps the service alive
-    world = World()
+    stage = staged()
     threads = []
-    start = world.service._refill._cache._spawn
+    start = stage.service._refill._cache._spawn
 
     def spawn_and_tell(flow):
         threads.append(start(flow))
         return threads[-1]
 
-    world.service._refill._cache._spawn = spawn_and_tell
-    world.cache.down = True
-    world.read()
-    clock = world.clock
-    del world
+    stage.service._refill._cache._spawn = spawn_and_tell
+    stage.cache.down = True
+    stage.read()
+    clock = stage.clock
+    del stage
     gc.collect()
 
     (is_alive,) = threads
     assert ends(is_alive, clock)
 
 
-def test_a_service_that_nobody_uses_any_more_delivers_what_it_owes(caplog):
+def test_a_service_that_nobody_uses_any_more_delivers_what_it_owes(staged, caplog):
     caplog.set_level(logging.CRITICAL)  # what is logged here keeps the service alive
-    world = World()
-    world.cache.down = frozenset({"clear"})
-    world.sell_one()
-    world.service = None
+    stage = staged()
+    stage.cache.down = frozenset({"clear"})
+    stage.sell_one()
+    stage.service = None
     gc.collect()
-    world.come_back()
+    stage.come_back()
 
-    assert world.trouble.undelivered() == []
+    assert stage.trouble.undelivered() == []
 
 
-def test_another_service_takes_over_what_a_closed_one_leaves(world):
-    other = world.another_service()
-    world.cache.down = True
-    world.sell_one()
-    left_it = world.trouble.give_up = Counted(world.trouble.give_up)
-    world.service.close()
+def test_another_service_takes_over_what_a_closed_one_leaves(stage):
+    other = stage.another_service()
+    stage.cache.down = True
+    stage.sell_one()
+    left_it = stage.trouble.give_up = Counted(stage.trouble.give_up)
+    stage.service.close()
     left_it.wait_for(1)
     other.read()
-    world.come_back()
+    stage.come_back()
 
     assert other.health() == WELL
     other.close()
 
 
+@one_world("a child does not go on with its parent's event loop")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_owes_what_its_parent_owed_and_delivers_it(world):
-    world.read()
-    world.cache.down = frozenset({"clear"})
-    world.sell_one()
+def test_a_forked_child_owes_what_its_parent_owed_and_delivers_it():
+    stage = Stage(BLOCKING)
+    stage.read()
+    stage.cache.down = frozenset({"clear"})
+    stage.sell_one()
 
     def deliver_it():
-        assert left(world.read().availability) == 9
-        assert not world.service.health().cache
-        world.come_back()
-        assert world.service.health() == WELL
+        assert left(stage.read().availability) == 9
+        assert not stage.service.health().cache
+        stage.come_back()
+        assert stage.service.health() == WELL
 
     in_child(deliver_it)
+    stage.service.close()

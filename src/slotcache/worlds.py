@@ -198,15 +198,15 @@ async def as_a_whole(work: Coroutine[Any, Any, ReturnT], *, is_decisive: bool = 
 
 
 @contextmanager
-def decisive() -> Iterator[bool]:
-    """Say that what is done in this context is decisive; False: it is not part of a whole."""
+def decisive() -> Iterator[None]:
+    """Say that what is done in this context is decisive, if it is part of a whole."""
     whole = _whole.get()
     if whole is None or not whole.is_here():
-        yield False
+        yield
         return
     whole.is_decisive = True
     try:
-        yield True
+        yield
     finally:
         whole.is_decisive = False
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+import pytest
 import sqlalchemy as sa
 
-from slotcache import Hold, HoldManager, HoldPolicy, HoldState
+from slotcache import Hold, HoldPolicy, HoldState
 from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
 
-from .sql import Place, check_books, empty, opened, query
+from .sql import EACH, Place, check_books, empty, opened, query
+from .worlds import BLOCKING, World, Worlds
 
 
 class Door:
@@ -41,6 +43,7 @@ class Desk:
         clock: The time.
         policy: Of its holds.
         door: Closes one of its slots.
+        world: Where it is used.
         told: What the hook was told.
         written_off: How many places of a slot were sold, given up, and are not for sale again.
     """
@@ -49,11 +52,12 @@ class Desk:
     clock: ManualClock
     policy: HoldPolicy = field(default_factory=HoldPolicy)
     door: Door = field(default_factory=Door)
+    world: World = BLOCKING
     told: list[Any] = field(default_factory=list)
     written_off: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.holds = HoldManager(self.slots, on_change=self.told.append, policy=self.policy)
+        self.holds = self.world.holds(self.slots, on_change=self.told.append, policy=self.policy)
 
     def sold(self, slot_id: int, quantity: int = 1, *, owner: str | None = None) -> Hold:
         return self.holds.confirm(self.holds.create(slot_id, quantity, owner=owner).id)
@@ -89,24 +93,40 @@ class Desk:
             connection.exec_driver_sql(sql)
 
 
+ON_FILE = ("file", "counted", "asyncio")
+
+DESKS = [*EACH, ("postgres", "on_hold", "asyncio"), ("mariadb", "counted", "asyncio")]
+"""What `Desks.desk` makes: a database, a claim, and a world, if it is not the blocking one."""
+
+on_one_desk = pytest.mark.parametrize("desk", [EACH[0], ON_FILE], ids="-".join, indirect=True)
+"""For a test of what is the same with all databases and claims."""
+
+
 class Desks:
     """All desks that were asked for, kept until the end."""
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], tuple[SqlSlots, Door]] = {}
+    def __init__(self, worlds: Worlds) -> None:
+        self._kept: dict[tuple[str, str, str], tuple[SqlSlots, Door, World]] = {}
         self._stack = ExitStack()
+        self._worlds = worlds
 
     @contextmanager
     def desk(
-        self, kind: str, claim: str, *, place_of: Callable[[str], Place], policy: HoldPolicy
+        self,
+        kind: str,
+        claim: str,
+        world: str = "blocking",
+        *,
+        place_of: Callable[[str], Place],
+        policy: HoldPolicy,
     ) -> Iterator[Desk]:
         """Lend one, as new; its books balance in the end."""
-        if (kind, claim) not in self._kept:
-            self._kept[kind, claim] = self._made(kind, claim, place_of)
-        slots, door = self._kept[kind, claim]
+        if (kind, claim, world) not in self._kept:
+            self._kept[kind, claim, world] = self._made(kind, claim, world, place_of)
+        slots, door, its_world = self._kept[kind, claim, world]
         empty(slots)
         clock = slots._database._clock = ManualClock()
-        desk = Desk(slots, clock, policy, door)
+        desk = Desk(slots, clock, policy, door, its_world)
         slots.add([(1, 4)], scope="a")
         slots.add([(2, 1)], scope="b")
         try:
@@ -119,11 +139,13 @@ class Desks:
         self._stack.close()
 
     def _made(
-        self, kind: str, claim: str, place_of: Callable[[str], Place]
-    ) -> tuple[SqlSlots, Door]:
+        self, kind: str, claim: str, world: str, place_of: Callable[[str], Place]
+    ) -> tuple[SqlSlots, Door, World]:
         door = Door()
+        its_world = self._stack.enter_context(closing(self._worlds.open(world)))
         place = place_of(kind)
         if kind == "file":
             place = self._stack.enter_context(tempfile.TemporaryDirectory())
-        table = opened(kind, place, claim=claim, where=door.where, clock=ManualClock())
-        return self._stack.enter_context(table), door
+        options: dict[str, Any] = {"claim": claim, "where": door.where, "clock": ManualClock()}
+        table = self._stack.enter_context(opened(kind, place, world=its_world, **options))
+        return table, door, its_world

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from slotcache import Hold, HoldManager
@@ -18,19 +19,25 @@ from slotcache.sql import SqlSlots
 
 from .desk import Desk
 from .sql import CLAIMS, ON_SERVERS, query
+from .worlds import OnAsyncio, StandIn, inner_engine, real
 
 LEVELS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
 class Way(NamedTuple):
-    """On which database, with which claim, and how isolated; None: as it is by default."""
+    """On which database, with which claim, and how isolated; None: as it is by default.
+
+    And in which world.
+    """
 
     kind: str
     claim: str
     level: str | None = None
+    world: str = "blocking"
 
     def __str__(self) -> str:
-        return "-".join(filter(None, self)).replace(" ", "_")
+        parts = (part for part in self if part and part != "blocking")
+        return "-".join(parts).replace(" ", "_")
 
 
 ON_SQLITE = [
@@ -45,6 +52,13 @@ AT_EACH_LEVEL = [
     Way(kind, claim, level) for kind in ON_SERVERS for claim in CLAIMS for level in LEVELS
 ]
 
+ON_ASYNCIO = [
+    Way("file", "counted", world="asyncio"),
+    Way("postgres", "on_hold", "REPEATABLE READ", "asyncio"),
+    Way("mariadb", "counted", world="asyncio"),
+]
+"""Through aiosqlite, psycopg and asyncmy."""
+
 WAYS = [*ON_SQLITE, *AT_EACH_LEVEL]
 
 ONE_OF_EACH = [
@@ -54,6 +68,10 @@ ONE_OF_EACH = [
     Way("mariadb", "on_hold"),
 ]
 """Where what is tested does not depend on how isolated it is."""
+
+
+IN_BOTH = [*ONE_OF_EACH, ON_ASYNCIO[0]]
+"""The same, in both worlds."""
 
 
 def engine_of(slots: SqlSlots, level: str | None) -> sa.Engine:
@@ -74,7 +92,7 @@ class Teller:
     """
 
     def __init__(self, slots: SqlSlots) -> None:
-        self._pool: Any = slots.engine.pool
+        self._pool: Any = inner_engine(slots).pool
         self.told: list[Any] = []
         self.lent: list[int] = []
 
@@ -88,7 +106,9 @@ class Customer:
 
     Attributes:
         desk: The desk.
+        world: Where it is.
         engine: What its sessions are bound to.
+        pool: Where its connections come from.
         hook: What its manager tells.
         holds: Its manager.
     """
@@ -96,15 +116,33 @@ class Customer:
     def __init__(self, desk: Desk, level: str | None) -> None:
         self.desk = desk
         self.slots = desk.slots
-        self.engine = engine_of(desk.slots, level)
+        self.world = desk.world
+        self.engine: Any = engine_of(desk.slots, level)
+        self._asyncio = self.world if isinstance(self.world, OnAsyncio) else None
+        if self._asyncio:
+            self.engine = real(desk.slots).engine
+            if level is not None:
+                self.engine = self.engine.execution_options(isolation_level=level)
+        self.pool: Any = inner_engine(desk.slots).pool
         self.hook = Teller(desk.slots)
-        self.holds = HoldManager(desk.slots, on_change=self.hook, policy=desk.policy)
+        self.holds = self.manager(self.hook)
 
-    def session(self, **options: Any) -> Session:
+    def manager(self, hook: Any) -> HoldManager:
+        """Another manager, with this hook."""
+        made: Any = self.world.holds(self.desk.slots, on_change=hook, policy=self.desk.policy)
+        if self._asyncio:
+            made = ManagerStandIn(real(made), self._asyncio)
+        manager: HoldManager = made
+        return manager
+
+    def session(self, **options: Any) -> Any:
+        """A session of this application: on asyncio a stand-in for one."""
+        if self._asyncio:
+            return SessionStandIn(AsyncSession(self.engine, **options), self._asyncio)
         return Session(self.engine, **options)
 
     @contextmanager
-    def transaction(self) -> Iterator[tuple[Session, HoldManager]]:
+    def transaction(self) -> Iterator[tuple[Any, HoldManager]]:
         """A session, and the manager in it, committed at the end."""
         with self.session() as session, session.begin():
             yield session, self.holds.within(session)
@@ -135,6 +173,24 @@ class Customer:
         return sorted(
             f"{places} {state}" for places, state in query(self.slots, f"{sql} {slot_id}")
         )
+
+
+class SessionStandIn(StandIn):
+    """Stands for an `AsyncSession`, or for a transaction of its."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name in ("begin", "begin_nested"):
+            return lambda: SessionStandIn(value(), self._world)
+        return value
+
+
+class ManagerStandIn(StandIn):
+    """Stands for an `AsyncHoldManager`, within what the other one stands for."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        return (lambda session: value(real(session))) if name == "within" else value
 
 
 @dataclass(frozen=True)

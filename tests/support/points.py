@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, TypeAlias
 
-Place: TypeAlias = tuple[str, int]
-"""An `await` of the library: its module, and its line."""
+import slotcache
 
-LIBRARY = Path(__file__).parents[2] / "src" / "slotcache"
-_LIBRARY = f"{LIBRARY}/"
+Place: TypeAlias = tuple[str, str, int]
+"""An `await` of the library: its module, its function, and its line."""
+
+_LIBRARY = str(Path(slotcache.__file__).parent) + os.sep
 
 
 class Points:
@@ -28,10 +30,12 @@ class Points:
 
     Attributes:
         count: At how many they have waited so far.
+        task: The task that has come to one of those where it happens.
     """
 
     def __init__(self, at: set[int], strike: Callable[[], object], *, late: bool = False) -> None:
         self.count = 0
+        self.task: asyncio.Task[Any] | None = None
         self._waited_at: set[tuple[CodeType, int]] = set()
         self._at = at
         self._strike = strike
@@ -46,7 +50,7 @@ class Points:
     def places(self) -> set[Place]:
         """Which of the library's own `await`s they have been at."""
         return {
-            (Path(code.co_filename).relative_to(LIBRARY).as_posix(), _line_of(code, instruction))
+            (_module_of(code.co_filename), code.co_name, _line_of(code, instruction))
             for code, instruction in self._waited_at
         }
 
@@ -61,6 +65,7 @@ class Points:
         self._waited_at.update(_awaits_of(coroutine))
         if self.count not in self._at:
             return
+        self.task = asyncio.current_task()
         if self._late and asyncio.isfuture(waits_for):
             waits_for.add_done_callback(lambda _: self._strike())
         else:
@@ -95,11 +100,18 @@ def awaits_in(modules: Iterable[ModuleType]) -> set[Place]:
     """Every `await` that is written in these modules."""
     found: set[Place] = set()
     for module in modules:
-        path = Path(str(module.__file__))
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Await):
-                found.add((path.relative_to(LIBRARY).as_posix(), node.lineno))
+        path = str(module.__file__)
+        for line, function in _awaits_below(ast.parse(Path(path).read_text()), ""):
+            found.add((_module_of(path), function, line))
     return found
+
+
+def _awaits_below(node: ast.AST, function: str) -> Iterator[tuple[int, str]]:
+    for each in ast.iter_child_nodes(node):
+        if isinstance(each, ast.Await):
+            yield each.lineno, function
+        inner = each.name if isinstance(each, ast.AsyncFunctionDef) else function
+        yield from _awaits_below(each, inner)
 
 
 def _awaits_of(waiting: object) -> Iterator[tuple[CodeType, int]]:
@@ -109,6 +121,10 @@ def _awaits_of(waiting: object) -> Iterator[tuple[CodeType, int]]:
         if frame is not None and frame.f_code.co_filename.startswith(_LIBRARY):
             yield frame.f_code, frame.f_lasti
         waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
+
+
+def _module_of(path: str) -> str:
+    return path.removeprefix(_LIBRARY).removesuffix(".py")
 
 
 def _line_of(code: CodeType, instruction: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +29,7 @@ from slotcache.sql import SqlSlots
 from .processes import eventually
 from .sql import ON_SERVERS, Place, empty, engine_for, opened
 from .threads import PATIENCE, spawn
+from .worlds import BLOCKING, World, current_caller, inner_engine
 
 PATIENT = HoldPolicy(lock_wait=60)
 
@@ -52,13 +52,17 @@ class Crowd:
     """Tables on one database, each with an engine of its own, as so many processes would be.
 
     Attributes:
+        world: What made them.
         tables: They.
         managers: A manager on each.
     """
 
-    def __init__(self, kind: str, tables: Sequence[SqlSlots], outside: sa.Engine) -> None:
+    def __init__(
+        self, kind: str, world: World, tables: Sequence[SqlSlots], outside: sa.Engine
+    ) -> None:
+        self.world = world
         self.tables = tables
-        self.managers = [HoldManager(each, on_change=None, policy=PATIENT) for each in tables]
+        self.managers = [world.holds(each, on_change=None, policy=PATIENT) for each in tables]
         self._outside = outside
         self._waits = _waits_of(kind, tables, outside)
 
@@ -164,7 +168,13 @@ _CLOCKS = {"postgresql": "clock_timestamp()", "mariadb": "UTC_TIMESTAMP(6)"}
 
 @contextmanager
 def gathered(
-    kind: str, place: Place, *, count: int, table: type[SqlSlots] = SqlSlots, **options: Any
+    kind: str,
+    place: Place,
+    *,
+    count: int,
+    world: World = BLOCKING,
+    table: type[SqlSlots] | None = None,
+    **options: Any,
 ) -> Iterator[Crowd]:
     """An empty table, and so many to work on it.
 
@@ -172,7 +182,8 @@ def gathered(
         kind: The database.
         place: Where it is.
         count: How many.
-        table: What to make on each engine.
+        world: What makes them.
+        table: What is made instead of each `SqlSlots`, in the blocking world.
         options: For each table; what begins with `engine_` for each engine.
     """
     for_engine = {
@@ -183,14 +194,15 @@ def gathered(
     with ExitStack() as stack:
         stack.enter_context(opened(kind, place, **options))
         engines = [stack.enter_context(engine_for(kind, place, **for_engine)) for _ in range(count)]
-        tables = [table(engine, **options) for engine in engines if engine is not None]
-        for each in tables:
-            stack.callback(each.close)
+        make = table or partial(world.table, engine_options=for_engine)
+        tables = [
+            stack.enter_context(make(engine, **options)) for engine in engines if engine is not None
+        ]
         # MariaDB's default would lock rows that it merely looked at.
         level = {"isolation_level": "READ COMMITTED"} if kind in ON_SERVERS else {}
         outside = stack.enter_context(engine_for(kind, place, **level))
         assert outside is not None
-        yield Crowd(kind, tables, outside)
+        yield Crowd(kind, world, tables, outside)
 
 
 def cleared(crowd: Crowd) -> Crowd:
@@ -222,24 +234,24 @@ def _waits_of(kind: str, tables: Sequence[SqlSlots], outside: sa.Engine) -> _Wai
 
 
 class _Senders:
-    """Counts the threads that have come to a statement that writes: SQLite does not tell more.
+    """Counts the callers who have come to a statement that writes: SQLite does not tell more.
 
     While the file is locked, they get no further.
     """
 
     def __init__(self, tables: Sequence[SqlSlots]) -> None:
-        self._threads: set[int] = set()
+        self._callers: set[object] = set()
         for each in tables:
-            sa.event.listen(each.engine, "before_cursor_execute", self._note)
+            sa.event.listen(inner_engine(each), "before_cursor_execute", self._note)
 
     @contextmanager
     def counted(self) -> Iterator[Callable[[], int]]:
-        self._threads.clear()
-        yield lambda: len(self._threads)
+        self._callers.clear()
+        yield lambda: len(self._callers)
 
     def _note(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if not statement.startswith("SELECT"):
-            self._threads.add(threading.get_ident())
+            self._callers.add(current_caller())
 
 
 class Seller:

@@ -14,6 +14,8 @@ import sqlalchemy as sa
 
 from slotcache.sql import SqlSlots
 
+from .worlds import BLOCKING, World
+
 ON_SQLITE = ("file", "memory", "given")
 """A SQLite file on our own engine, a database in memory, a file on a plain engine given to us."""
 
@@ -38,15 +40,28 @@ _have_tables: set[Place] = set()
 
 @contextmanager
 def opened(
-    kind: str, place: Place, *, table: type[SqlSlots] = SqlSlots, **options: Any
+    kind: str,
+    place: Place,
+    *,
+    world: World = BLOCKING,
+    table: type[SqlSlots] | None = None,
+    **options: Any,
 ) -> Iterator[SqlSlots]:
-    """An empty table, closed at the end."""
+    """An empty table, closed at the end.
+
+    Args:
+        kind: The database.
+        place: Where it is.
+        world: What makes the table.
+        table: What is made instead of a `SqlSlots`, in the blocking world.
+        options: For the table.
+    """
     with engine_for(kind, place) as engine:
         if engine is None:
             path = ":memory:" if kind == "memory" else Path(place) / "slots.db"
-            slots = table.sqlite(path, **options)
+            slots = (table or world).sqlite(path, **options)
         else:
-            slots = table(engine, **options)
+            slots = (table or world.table)(engine, **options)
         with slots:
             if place not in _have_tables:
                 slots.create_tables()

@@ -57,7 +57,7 @@ def transaction_of(transaction: object, *, on_asyncio: bool = False) -> Transact
         hint = ": that is for asyncio, as AsyncHoldManager and async_clear_on_commit are"
     elif isinstance(found, _BLOCKING):
         hint = ": that blocks, as HoldManager and clear_on_commit do"
-    kinds = " or ".join(f"a {kind.__name__}" for kind in (_ASYNC if on_asyncio else _BLOCKING))
+    kinds = "an AsyncSession or an AsyncConnection" if on_asyncio else "a Session or a Connection"
     raise TypeError(f"{kinds} was expected, not {found!r:.80}{hint}")
 
 

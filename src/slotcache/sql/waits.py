@@ -57,7 +57,10 @@ class Waits(Protocol):
         """Let so many seconds pass."""
 
     def to_its_end(self, call: Callable[[], T]) -> T:
-        """Call what has to be known to have happened or not, whoever is cancelled meanwhile."""
+        """Call what has to be known to have happened or not, whoever is cancelled meanwhile.
+
+        In a transaction of a user's it is interrupted all the same, as that is.
+        """
 
     def tell(self, told: Iterable[tuple[Hook, Scope | None]]) -> None:
         """Call hooks with scopes, each once."""
@@ -114,10 +117,8 @@ class _InGreenlets:
         await_only(asyncio.sleep(seconds))
 
     def to_its_end(self, call: Callable[[], T]) -> T:
-        with decisive() as is_part_of_a_whole:
-            if is_part_of_a_whole:
-                return call()
-        return await_only(as_a_whole(greenlet_spawn(call), is_decisive=True))
+        with decisive():
+            return call()
 
     def tell(self, told: Iterable[tuple[Hook, Scope | None]]) -> None:
         told = list(told)
