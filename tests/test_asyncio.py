@@ -37,7 +37,7 @@ from slotcache.sql import AsyncSqlSlots, SqlSlots
 from slotcache.testing import LoopThread, ManualClock
 
 from .support.forks import in_child
-from .support.shelf import Shelf, left
+from .support.shelf import ScopedShelf, Shelf, left
 from .support.sql import write_lock
 from .support.threads import PATIENCE, Gate
 
@@ -330,6 +330,28 @@ class TestReads:
             with pytest.raises(RuntimeError, match=r"runs on asyncio.*trio\.to_thread"):
                 trio.run(ask)
 
+    def test_a_table_that_hangs_holds_up_no_hit(self) -> None:
+        """Threads that wait for the table are not those that ask the cache."""
+
+        async def main() -> None:
+            gate, shelf = Gate(), ScopedShelf()
+            cache = BlockingCache()
+            async with AsyncSlotAvailabilityService(shelf, cache=cache) as service:
+                await service.get_availability("free")
+                shelf.during_load = gate
+                hanging = [
+                    asyncio.create_task(service.get_availability(str(number)))
+                    for number in range(80)
+                ]
+                await asyncio.to_thread(gate.wait_for_somebody)
+                async with asyncio.timeout(PATIENCE):
+                    assert (await service.read("free")).source is Source.CACHED
+                    assert await service.clear_availability_cache("free")
+                gate.open()
+                await asyncio.gather(*hanging)
+
+        run(main())
+
 
 class TestCancelled:
     """What threads make of tasks that are cancelled: the rest is in test_cancellation.py."""
@@ -574,6 +596,67 @@ class TestLoops:
 
         run(closed())
 
+    # A thread of aiosqlite that was connecting complains of the end of its loop.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_one_that_ends_in_the_midst_of_operations_leaves_nothing_locked(
+        self, tmp_path: Path
+    ) -> None:
+        """Its end cancels all tasks, those too that their callers have cancelled already."""
+        slots = AsyncSqlSlots.sqlite(tmp_path / "slots.db")
+        holds = AsyncHoldManager(slots, on_change=None)
+
+        async def begin() -> None:
+            await slots.create_tables()
+            await slots.add([(1, 1_000)])
+
+        async def fail(after: float) -> None:
+            await asyncio.sleep(after)
+            raise ValueError("a neighbour fails")
+
+        async def job(after: float) -> None:
+            await asyncio.gather(holds.create(1), holds.create(1), fail(after))
+
+        run(begin())
+        for number in range(15):
+            with pytest.raises(ValueError, match="a neighbour fails"):
+                run(job(0.0005 * number), debug=False)
+            with write_lock(tmp_path / "slots.db"):
+                pass
+        assert run(holds.create(1)).slot_id == 1
+        run(slots.close())
+
+    @pytest.mark.parametrize("steps", [2, 4, 6])
+    def test_one_that_stops_in_the_midst_of_a_call_keeps_nothing_from_the_next(
+        self, steps: int
+    ) -> None:
+        slots = AsyncSqlSlots.sqlite(":memory:")
+        holds = AsyncHoldManager(slots, on_change=None)
+
+        async def begin() -> None:
+            await slots.create_tables()
+            await slots.add([(1, 1_000)])
+
+        run(begin())
+        stopped = asyncio.new_event_loop()
+        left_there = [stopped.create_task(slots.load()), stopped.create_task(holds.create(1))]
+        for _ in range(steps):
+            stopped.run_until_complete(asyncio.sleep(0))
+
+        async def go_on() -> None:
+            async with asyncio.timeout(PATIENCE):
+                await slots.load()
+                await holds.create(1)
+
+        run(go_on())
+        for task in left_there:
+            task.cancel()
+        stopped.run_until_complete(asyncio.wait(left_there))
+        for task in left_there:
+            if not task.cancelled():
+                task.exception()
+        stopped.close()
+        run(slots.close())
+
     def test_warnings_and_slow_steps(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -672,6 +755,47 @@ class TestHooks:
                 assert told == ["a"]
                 assert (threads[0] is threading.main_thread()) is (kind != "function")
                 assert others() == set()
+
+        run(main())
+
+    def test_one_that_blocks_waits_for_no_thread_of_the_loop(self) -> None:
+        """They may all be waiting for the very call that tells it."""
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            async with AsyncSqlSlots.sqlite(":memory:") as slots:
+                await slots.create_tables()
+                await slots.add([(1, 100)])
+                holds = AsyncHoldManager(slots, on_change=lambda scope: None)
+
+                def book() -> Hold:
+                    return asyncio.run_coroutine_threadsafe(holds.create(1), loop).result(PATIENCE)
+
+                booked = await asyncio.gather(*(asyncio.to_thread(book) for _ in range(40)))
+                assert len({hold.id for hold in booked}) == 40
+
+        run(main())
+
+    def test_one_that_reads_the_table_is_still_told_to_its_end(self) -> None:
+        async def main() -> None:
+            began, told = asyncio.Event(), []
+
+            async with AsyncSqlSlots.sqlite(":memory:") as slots:
+
+                async def hook(scope: Scope | None) -> None:
+                    await slots.load()
+                    began.set()
+                    await asyncio.sleep(0.05)
+                    told.append(scope)
+
+                await slots.create_tables()
+                await slots.add([(1, 30)])
+                caller = asyncio.create_task(AsyncHoldManager(slots, on_change=hook).create(1))
+                await began.wait()
+                caller.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await caller
+                assert told == [None]
 
         run(main())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from slotcache.hook import Hook, call_here, call_on_asyncio, check_hook
@@ -422,7 +422,7 @@ class AsyncHoldManager:
 
     def within(
         self,
-        transaction: AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection,
+        transaction: AsyncSession | async_scoped_session[Any] | AsyncConnection,
     ) -> AsyncHoldManager:
         """As `HoldManager.within`, in an `AsyncSession`, or an `AsyncConnection`.
 

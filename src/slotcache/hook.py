@@ -10,10 +10,10 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from contextvars import copy_context
 from typing import Any, TypeAlias
 
 from slotcache.protocols import AsyncInvalidationHook, InvalidationHook, Scope
+from slotcache.threaded import Threads
 
 __all__ = ["Call", "Hook", "call_here", "call_on_asyncio", "check_hook", "tell_all"]
 
@@ -74,8 +74,11 @@ async def call_on_asyncio(
     if _is_async(hook):
         answer: object = hook(scope)
     else:
-        loop = asyncio.get_running_loop()
-        answer = await asyncio.shield(loop.run_in_executor(None, copy_context().run, hook, scope))
+        # Of its own: those of the loop may all be waiting for this.
+        thread = Threads()
+        told = thread.submit(hook, scope)
+        thread.close()
+        answer = await asyncio.shield(asyncio.wrap_future(told))
     if inspect.isawaitable(answer):
         await answer
 

@@ -318,7 +318,8 @@ class AsyncSlotAvailabilityService:
         cache = MemoryCache(clock=clock) if cache is None else cache
         _check_parts(slots, cache, policy, clock)
         locks = _checked_locks(cache.locks() if locks is None else locks)
-        self._threads = Threads()
+        # Two pools: however many loads a slow table holds up, a hit does not wait for them.
+        self._threads, self._loading_threads = Threads(), Threads()
         self._tasks = Tasks()
         self._clock = clock
         self._key = policy.key  # the whole table's: a hit on it asks nobody for a key
@@ -329,7 +330,7 @@ class AsyncSlotAvailabilityService:
         ports = Ports(
             self._cache,
             _awaited_locks(locks, self._threads),
-            _awaited_slots(slots, self._threads),
+            _awaited_slots(slots, self._loading_threads),
             _awaited_clock(clock, self._threads),
             runner=self._runner,
             jitter=self._jitter,
@@ -390,6 +391,7 @@ class AsyncSlotAvailabilityService:
         await self._refill.close()
         await self._tasks.end()
         self._threads.close()
+        self._loading_threads.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -119,7 +119,8 @@ class ThreadedLocks:
 
     async def release(self, lock: Lock) -> bool:
         # Shielded: a call that waits for its thread would not be made, and the lock not be free.
-        return await asyncio.shield(self._threads.call(self._locks.release, lock))
+        released = self._threads.submit(self._locks.release, lock)
+        return await asyncio.shield(asyncio.wrap_future(released))
 
     def _give_back(self, asked: Future[Lock | None]) -> None:
         """Release what was granted to somebody who had gone."""

@@ -61,7 +61,7 @@ is_background: ContextVar[bool] = ContextVar("slotcache.is_background", default=
 
 _PATIENCE = 1.0
 _GRACE = 1.0
-_TIDYING = 5.0
+_TIDYING = 2.0
 
 
 def run(flow: Coroutine[Any, Any, ReturnT]) -> ReturnT:
@@ -162,13 +162,17 @@ class _Whole:
         """Interrupt it, and wait until it has ended."""
         loop = asyncio.get_running_loop()
         task.add_done_callback(_look_at)
-        alarm = loop.call_later(_GRACE if self.is_decisive else 0, task.cancel)
+        self._interrupt(task, _GRACE)
         end = loop.time() + _GRACE + _TIDYING
         while not task.done() and (left := end - loop.time()) > 0:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task], timeout=left)
-        alarm.cancel()
-        task.cancel()
+
+    def _interrupt(self, task: asyncio.Task[Any], grace: float) -> None:
+        if self.is_decisive and grace:
+            asyncio.get_running_loop().call_later(grace, self._interrupt, task, 0.0)
+        elif not task.cancelling():  # the end of a loop cancels all tasks, this one, too
+            task.cancel()
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
@@ -185,7 +189,7 @@ async def as_a_whole(work: Coroutine[Any, Any, ReturnT], *, is_decisive: bool = 
 
     So it can tidy up: libraries do not bear a second cancellation while they do, and a cancel scope
     of anyio sends one at each wait. In the midst of what is decisive it does not hear of that one
-    before a second is over. When this returns, or raises, the work has ended, unless it took five
+    before a second is over. When this returns, or raises, the work has ended, unless it took two
     seconds to tidy up.
     """
     whole = _Whole(is_decisive)
@@ -204,11 +208,11 @@ def decisive() -> Iterator[None]:
     if whole is None or not whole.is_here():
         yield
         return
-    whole.is_decisive = True
+    before, whole.is_decisive = whole.is_decisive, True
     try:
         yield
     finally:
-        whole.is_decisive = False
+        whole.is_decisive = before
 
 
 def is_in_a_whole() -> bool:

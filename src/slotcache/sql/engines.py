@@ -47,19 +47,44 @@ class OwnEngine:
         self._is_async = engine.dialect.is_async
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._idle: dict[int, Any] = {}
+        self._lent: dict[int, Any] = {}
+        self._connecting = 0
+        self._moving = threading.Lock()
         if self._is_async:
             sa.event.listen(engine, "checkout", self._lend)
-            sa.event.listen(engine, "close", self._lend)
             sa.event.listen(engine, "checkin", self._take_back)
+            sa.event.listen(engine, "close", self._forget)
 
     def connect(self) -> sa.Connection:
-        """Return a connection, in this event loop if there is one."""
-        if self._is_async:
-            loop = running_loop()
-            if self._loop is None or self._loop() is not loop:
-                self.close_now()
-                self._loop = weakref.ref(loop)
-        return self._engine.connect()
+        """Return a connection, in this event loop if there is one.
+
+        Raises:
+            RuntimeError: Another loop is using some.
+        """
+        if not self._is_async:
+            return self._engine.connect()
+        with self._moving:
+            self._move_to(running_loop())
+            self._connecting += 1
+        try:
+            return self._engine.connect()
+        finally:
+            self._connecting -= 1
+
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        before = None if self._loop is None else self._loop()
+        if before is loop:
+            return
+        is_in_use = self._lent or self._connecting
+        if is_in_use and before is not None and before.is_running():
+            raise RuntimeError(
+                "this table is used in another event loop at this moment: one loop uses it at a "
+                "time, so make an AsyncSqlSlots for each"
+            )
+        # Also those in the hands of tasks that a loop has left where they are.
+        self._idle, self._lent, self._connecting = {**self._idle, **self._lent}, {}, 0
+        self.close_now()
+        self._loop = weakref.ref(loop)
 
     def close(self) -> None:
         """Close the connections; a later one is a new one."""
@@ -80,15 +105,19 @@ class OwnEngine:
 
     def forget(self) -> None:
         """Leave the connections to the process that this one was forked from."""
-        self._idle = {}
+        self._idle, self._lent = {}, {}
         self._engine.dispose(close=False)
 
     def _lend(self, connection: Any, *_: object) -> None:
-        self._idle.pop(id(connection), None)
+        self._lent[id(connection)] = self._idle.pop(id(connection), connection)
 
     def _take_back(self, connection: Any, _record: object) -> None:
-        if connection is not None:
+        if connection is not None and self._lent.pop(id(connection), None) is not None:
             self._idle[id(connection)] = connection
+
+    def _forget(self, connection: Any, *_: object) -> None:
+        self._idle.pop(id(connection), None)
+        self._lent.pop(id(connection), None)
 
 
 def _hang_up(connections: Iterable[Any]) -> None:
@@ -130,11 +159,12 @@ def engine_in_memory(*, on_asyncio: bool = False) -> tuple[sa.Engine, sqlite3.Co
 
 def check_sqlite(engine: sa.Engine) -> None:
     """Refuse an engine on which nothing can be promised, saying what to write instead."""
+    kind = "AsyncSqlSlots" if engine.dialect.is_async else "SqlSlots"
     in_memory = ":memory:" in str(engine.url.database) or engine.url.query.get("mode") == "memory"
     if in_memory or isinstance(engine.pool, StaticPool | SingletonThreadPool):
         raise ValueError(
             "this engine has one connection for all threads, or a database for each of them, so "
-            'nothing can be promised on it: write SqlSlots.sqlite(":memory:"), or give an engine '
+            f'nothing can be promised on it: write {kind}.sqlite(":memory:"), or give an engine '
             "on a file its default pool"
         )
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from slotcache._fork import forget_after_fork, prepare_for_fork
-from slotcache.sql.waits import THREADS, Bell, Waits
+from slotcache.sql.waits import THREADS, Waits
 
 __all__ = ["Turns"]
 
@@ -29,8 +29,9 @@ _PATIENCE = 3.0  # seconds that a fork waits: a broken child is worse than a lat
 class _Waiter:
     """Somebody who waits for a turn."""
 
-    def __init__(self, called: Bell) -> None:
-        self.called = called
+    def __init__(self, waits: Waits) -> None:
+        self.called = waits.bell()
+        self.is_alive = waits.runner()
         self.is_next = False
 
 
@@ -49,7 +50,7 @@ class Turns:
     def __init__(self, *, before_fork: Callable[[], None], waits: Waits = THREADS) -> None:
         self._waits = waits
         self._close = before_fork
-        self._taken = False
+        self._holder: _Waiter | None = None
         self._queue: deque[_Waiter] = deque()
         self._beside: set[object] = set()
         self._forking_thread: int | None = None
@@ -59,11 +60,11 @@ class Turns:
 
     def take(self, timeout: float = -1) -> bool:
         """Wait for a turn, at most `timeout` seconds (-1: for ever); return whether it came."""
-        waiter = _Waiter(self._waits.bell())
+        waiter = _Waiter(self._waits)
         try:
             with self._mutex:
-                if not self._taken:
-                    self._taken = waiter.is_next = True
+                if not self._is_taken():
+                    self._holder, waiter.is_next = waiter, True
                     return True
                 self._queue.append(waiter)
             return waiter.called.wait(timeout) or not self._leave(waiter)
@@ -76,12 +77,12 @@ class Turns:
     def give(self) -> None:
         """End the turn: it is the next one's."""
         with self._mutex:
-            if self._queue:
+            self._holder = None
+            while self._queue and self._holder is None:
                 waiter = self._queue.popleft()
-                waiter.is_next = True
-                waiter.called.ring()
-            else:
-                self._taken = False
+                if waiter.is_alive():
+                    self._holder, waiter.is_next = waiter, True
+                    waiter.called.ring()
 
     def take_if_free(self) -> bool:
         """Take a turn only if there is nothing to wait for; return whether there was not.
@@ -91,8 +92,10 @@ class Turns:
         if not self._mutex.acquire(blocking=False):
             return False
         try:
-            free, self._taken = not self._taken, True
-            return free
+            if self._is_taken():
+                return False
+            self._holder = _Waiter(THREADS)
+            return True
         finally:
             self._mutex.release()
 
@@ -113,6 +116,10 @@ class Turns:
             with self._changed:
                 self._beside.discard(me)
                 self._changed.notify_all()
+
+    def _is_taken(self) -> bool:
+        # A task that was left where it is, by a loop that has stopped, never gives it.
+        return self._holder is not None and self._holder.is_alive()
 
     def _leave(self, waiter: _Waiter) -> bool:
         """Wait no longer; return False if it does not stand in the queue (any more)."""
@@ -150,7 +157,7 @@ class Turns:
     def _after_fork(self) -> None:
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
-        self._taken = False
+        self._holder = None
         self._queue = deque()
         self._beside = set()
         self._forking_thread = None

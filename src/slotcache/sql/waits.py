@@ -21,6 +21,7 @@ from slotcache.hook import Hook, call_here, call_on_asyncio, tell_all
 from slotcache.worlds import (
     TimedEvent,
     as_a_whole,
+    current_task,
     decisive,
     is_in_a_whole,
     run,
@@ -52,6 +53,9 @@ class Waits(Protocol):
 
     def bell(self) -> Bell:
         """A new one, that has not rung."""
+
+    def runner(self) -> Callable[[], bool]:
+        """Return what tells, later, whether this thread or task may still go on."""
 
     def sleep(self, seconds: float) -> None:
         """Let so many seconds pass."""
@@ -98,6 +102,10 @@ class _InThreads:
 
     is_blocking = True
     bell = staticmethod(_ThreadBell)
+
+    def runner(self) -> Callable[[], bool]:
+        return _for_ever
+
     sleep = staticmethod(time.sleep)
 
     def to_its_end(self, call: Callable[[], T]) -> T:
@@ -112,6 +120,7 @@ class _InGreenlets:
 
     is_blocking = False
     bell = staticmethod(_TaskBell)
+    runner = staticmethod(current_task)
 
     def sleep(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
@@ -124,6 +133,10 @@ class _InGreenlets:
         told = list(told)
         if told:
             await_only(as_a_whole(tell_all(told, call_on_asyncio), is_decisive=True))
+
+
+def _for_ever() -> bool:
+    return True  # a thread that ends in the midst of anything leaves it by `finally`
 
 
 THREADS: Waits = _InThreads()
