@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import await_only
 
 from slotcache import (
     AsyncHoldManager,
@@ -34,6 +35,7 @@ from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.protocols import Entry, Loaded, Miss, Scope
 from slotcache.redis import AsyncRedisCache
 from slotcache.sql import AsyncSqlSlots, SqlSlots
+from slotcache.sql.waits import in_greenlet
 from slotcache.testing import LoopThread, ManualClock
 
 from .support.forks import in_child
@@ -595,6 +597,42 @@ class TestLoops:
             assert others() == set()
 
         run(closed())
+
+    def test_one_that_goes_on_after_all_takes_no_turn_from_another(self) -> None:
+        slots = AsyncSqlSlots.sqlite(":memory:")
+        turns = slots._table._lists._turns
+        event = asyncio.Event()
+
+        def hold() -> None:
+            with turns:
+                await_only(event.wait())
+
+        def try_once() -> bool:
+            if took := turns.take(0.05):
+                turns.give()
+            return took
+
+        stopped = asyncio.new_event_loop()
+        first = stopped.create_task(in_greenlet(hold))
+        stopped.run_until_complete(asyncio.sleep(0.01))
+        with LoopThread() as other:
+            entered = threading.Event()
+
+            async def take_over() -> None:
+                def hold_too() -> None:
+                    with turns:
+                        entered.set()
+                        await_only(asyncio.sleep(PATIENCE))
+
+                await in_greenlet(hold_too)
+
+            second = asyncio.run_coroutine_threadsafe(take_over(), other.loop)
+            assert entered.wait(PATIENCE)
+            event.set()
+            stopped.run_until_complete(first)
+            assert not other.run(in_greenlet(try_once))
+            second.cancel()
+        stopped.close()
 
     # A thread of aiosqlite that was connecting complains of the end of its loop.
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -48,7 +48,7 @@ class OwnEngine:
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._idle: dict[int, Any] = {}
         self._lent: dict[int, Any] = {}
-        self._connecting = 0
+        self._connecting: set[object] = set()
         self._moving = threading.Lock()
         if self._is_async:
             sa.event.listen(engine, "checkout", self._lend)
@@ -63,13 +63,14 @@ class OwnEngine:
         """
         if not self._is_async:
             return self._engine.connect()
+        me = object()
         with self._moving:
             self._move_to(running_loop())
-            self._connecting += 1
+            self._connecting.add(me)
         try:
             return self._engine.connect()
         finally:
-            self._connecting -= 1
+            self._connecting.discard(me)
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         before = None if self._loop is None else self._loop()
@@ -82,7 +83,8 @@ class OwnEngine:
                 "time, so make an AsyncSqlSlots for each"
             )
         # Also those in the hands of tasks that a loop has left where they are.
-        self._idle, self._lent, self._connecting = {**self._idle, **self._lent}, {}, 0
+        self._idle, self._lent = {**self._idle, **self._lent}, {}
+        self._connecting.clear()
         self.close_now()
         self._loop = weakref.ref(loop)
 

@@ -31,6 +31,7 @@ class _Waiter:
 
     def __init__(self, waits: Waits) -> None:
         self.called = waits.bell()
+        self.task = waits.task()
         self.is_alive = waits.runner()
         self.is_next = False
 
@@ -77,6 +78,8 @@ class Turns:
     def give(self) -> None:
         """End the turn: it is the next one's."""
         with self._mutex:
+            if self._holder is not None and self._holder.task not in (None, self._waits.task()):
+                return  # a loop that had stopped goes on: the turn is somebody else's by now
             self._holder = None
             while self._queue and self._holder is None:
                 waiter = self._queue.popleft()

@@ -54,6 +54,9 @@ class Waits(Protocol):
     def bell(self) -> Bell:
         """A new one, that has not rung."""
 
+    def task(self) -> object:
+        """Return the task that this is; None: it is a thread."""
+
     def runner(self) -> Callable[[], bool]:
         """Return what tells, later, whether this thread or task may still go on."""
 
@@ -103,6 +106,9 @@ class _InThreads:
     is_blocking = True
     bell = staticmethod(_ThreadBell)
 
+    def task(self) -> object:
+        return None
+
     def runner(self) -> Callable[[], bool]:
         return _for_ever
 
@@ -121,6 +127,12 @@ class _InGreenlets:
     is_blocking = False
     bell = staticmethod(_TaskBell)
     runner = staticmethod(current_task)
+
+    def task(self) -> object:
+        try:
+            return asyncio.current_task()
+        except RuntimeError:  # the collector of garbage, or a fork
+            return None
 
     def sleep(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
