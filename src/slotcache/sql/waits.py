@@ -100,6 +100,10 @@ class _TaskBell:
         return await_only(self._event.wait(timeout if timeout >= 0 else _FOR_EVER))
 
 
+def _for_ever() -> bool:
+    return True  # a thread that ends in the midst of anything leaves it by `finally`
+
+
 class _InThreads:
     """Waits of code that blocks."""
 
@@ -126,13 +130,15 @@ class _InGreenlets:
 
     is_blocking = False
     bell = staticmethod(_TaskBell)
-    runner = staticmethod(current_task)
 
     def task(self) -> object:
         try:
             return asyncio.current_task()
-        except RuntimeError:  # the collector of garbage, or a fork
+        except RuntimeError:  # who waits for nothing needs no loop
             return None
+
+    def runner(self) -> Callable[[], bool]:
+        return _for_ever if self.task() is None else current_task()
 
     def sleep(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
@@ -145,10 +151,6 @@ class _InGreenlets:
         told = list(told)
         if told:
             await_only(as_a_whole(tell_all(told, call_on_asyncio), is_decisive=True))
-
-
-def _for_ever() -> bool:
-    return True  # a thread that ends in the midst of anything leaves it by `finally`
 
 
 THREADS: Waits = _InThreads()
