@@ -68,7 +68,8 @@ class OwnEngine:
             self._move_to(running_loop())
             self._connecting.add(me)
         try:
-            return self._engine.connect()
+            # A connection whose making was interrupted would stay open in a thread of aiosqlite.
+            return waits_of(self._engine.dialect).to_its_end(self._engine.connect)
         finally:
             self._connecting.discard(me)
 
