@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from slotcache.hook import Hook, call_here, call_on_asyncio, check_hook
-from slotcache.ledger import AsyncHoldTable, HoldTable, InlineTable
+from slotcache.ledger import AsyncHoldTable, AwaitedTable, HoldTable
 from slotcache.lifecycle import Hold, HoldState
 from slotcache.operations import Operations
 from slotcache.policy import HoldPolicy
@@ -70,7 +70,7 @@ class HoldManager:
         if on_change is not None:
             check_hook("on_change", on_change, otherwise=_OTHERWISE)
         self._operations = Operations(
-            InlineTable(slots), Hook(on_change), policy, call=call_here, whole=in_line
+            AwaitedTable(slots), Hook(on_change), policy, call=call_here, whole=in_line
         )
 
     @property

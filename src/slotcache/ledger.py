@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 from slotcache.hook import Hook
@@ -17,11 +17,11 @@ from slotcache.protocols import Scope, SlotId
 
 __all__ = [
     "AsyncHoldTable",
+    "AwaitedTable",
     "Change",
     "DueHold",
     "HoldRequest",
     "HoldTable",
-    "InlineTable",
     "Ledger",
 ]
 
@@ -179,8 +179,12 @@ class AsyncHoldTable(Protocol):
         """As `HoldTable._transact`; a cancellation is one of the exits."""
 
 
-class InlineTable:
-    """A `HoldTable` as an async port that never suspends."""
+class AwaitedTable:
+    """A `HoldTable` as an async port.
+
+    Args:
+        table: The table.
+    """
 
     def __init__(self, table: HoldTable) -> None:
         self._table = table
@@ -190,19 +194,23 @@ class InlineTable:
         """The type of its slot ids."""
         return self._table.id_type
 
-    def _within(self, transaction: object, hook: Hook) -> InlineTable:
-        return InlineTable(self._table._within(transaction, hook))
+    async def _call(self, method: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call what may wait in its own way; as it stands, in line: it never suspends."""
+        return method(*args, **options)
 
-    def _here(self) -> InlineTable:
+    def _within(self, transaction: object, hook: Hook) -> AsyncHoldTable:
+        return AwaitedTable(self._table._within(transaction, hook))
+
+    def _here(self) -> AsyncHoldTable:
         return self
 
     async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
-        return self._table._read(work, lock_wait=lock_wait)
+        return await self._call(self._table._read, work, lock_wait=lock_wait)
 
     async def _create(
         self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
     ) -> tuple[Hold, ...]:
-        return self._table._create(request, changed, lock_wait=lock_wait)
+        return await self._call(self._table._create, request, changed, lock_wait=lock_wait)
 
     async def _transact(
         self,
@@ -211,4 +219,4 @@ class InlineTable:
         *,
         lock_wait: float,
     ) -> T:
-        return self._table._transact(work, changed, lock_wait=lock_wait)
+        return await self._call(self._table._transact, work, changed, lock_wait=lock_wait)

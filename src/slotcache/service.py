@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from slotcache.availability import Availability, Reading, Source, refused_scope
 from slotcache.events import Health, Stats
@@ -44,8 +44,6 @@ from slotcache.worlds import (
 )
 
 __all__ = ["AsyncSlotAvailabilityService", "SlotAvailabilityService"]
-
-LocksT = TypeVar("LocksT", LockProvider, AsyncLockProvider | LockProvider)
 
 
 class _Keys:
@@ -87,11 +85,6 @@ def _check_parts(slots: object, cache: object, policy: object, clock: object) ->
     _check_part("clock", clock, "ManualClock()", "now", "sleep", "event")
     if not isinstance(policy, AvailabilityPolicy):
         raise TypeError(f"policy must be an AvailabilityPolicy, not {policy!r:.80}")
-
-
-def _checked_locks(locks: LocksT) -> LocksT:
-    _check_part("locks", locks, "MemoryLocks()", "acquire", "release")
-    return locks
 
 
 def _check_blocks(name: str, part: object, method: str) -> None:
@@ -148,7 +141,8 @@ class SlotAvailabilityService:
         clock = SystemClock() if clock is None else clock
         cache = MemoryCache(clock=clock) if cache is None else cache
         _check_parts(slots, cache, policy, clock)
-        locks = _checked_locks(cache.locks() if locks is None else locks)
+        locks = cache.locks() if locks is None else locks
+        _check_part("locks", locks, "MemoryLocks()", "acquire", "release")
         _check_blocks("slots", slots, "load")
         _check_blocks("cache", cache, "read")
         _check_blocks("locks", locks, "acquire")
@@ -317,7 +311,8 @@ class AsyncSlotAvailabilityService:
         clock = AsyncSystemClock() if clock is None else clock
         cache = MemoryCache(clock=clock) if cache is None else cache
         _check_parts(slots, cache, policy, clock)
-        locks = _checked_locks(cache.locks() if locks is None else locks)
+        locks = cache.locks() if locks is None else locks
+        _check_part("locks", locks, "MemoryLocks()", "acquire", "release")
         # Two pools: however many loads a slow table holds up, a hit does not wait for them.
         self._threads, self._loading_threads = Threads(), Threads()
         self._tasks = Tasks()

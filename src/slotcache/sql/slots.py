@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from slotcache.arguments import check_storable
 from slotcache.availability import Scope, SlotId, refused_scope
 from slotcache.hook import Hook
-from slotcache.ledger import AsyncHoldTable, Change, HoldRequest, HoldTable, Ledger
+from slotcache.ledger import AsyncHoldTable, AwaitedTable, Change, HoldRequest, Ledger
 from slotcache.lifecycle import Hold
 from slotcache.policy import HoldPolicy
 from slotcache.protocols import Clock, Loaded
@@ -409,16 +409,11 @@ class _InGreenlets(SqlSlots):
     _on_asyncio = True
 
 
-class _AsyncTable:
-    """An `AsyncHoldTable` on a `HoldTable` that runs in greenlets."""
+class _AsyncTable(AwaitedTable):
+    """A `HoldTable` that runs in greenlets."""
 
-    def __init__(self, table: HoldTable) -> None:
-        self._table = table
-
-    @property
-    def id_type(self) -> type[SlotId]:
-        """As `SqlSlots.id_type`."""
-        return self._table.id_type
+    async def _call(self, method: Callable[..., T], *args: Any, **options: Any) -> T:
+        return await in_greenlet(method, *args, **options)
 
     def _within(self, transaction: object, hook: Hook) -> AsyncHoldTable:
         return _AsyncTable(self._table._within(transaction, hook))
@@ -427,23 +422,6 @@ class _AsyncTable:
         if isinstance(self._table, JoinedSlots):
             return _AsyncTable(self._table.of_this_task())
         return self
-
-    async def _read(self, work: Callable[[Ledger], T], *, lock_wait: float) -> T:
-        return await in_greenlet(self._table._read, work, lock_wait=lock_wait)
-
-    async def _create(
-        self, request: HoldRequest, changed: list[Scope | None], *, lock_wait: float
-    ) -> tuple[Hold, ...]:
-        return await in_greenlet(self._table._create, request, changed, lock_wait=lock_wait)
-
-    async def _transact(
-        self,
-        work: Callable[[Ledger], Change[T]],
-        changed: list[Scope | None],
-        *,
-        lock_wait: float,
-    ) -> T:
-        return await in_greenlet(self._table._transact, work, changed, lock_wait=lock_wait)
 
 
 class AsyncSqlSlots(_AsyncTable):
@@ -546,6 +524,11 @@ class AsyncSqlSlots(_AsyncTable):
     def engine(self) -> AsyncEngine:
         """As `SqlSlots.engine`."""
         return self._engine
+
+    @property
+    def id_type(self) -> type[SlotId]:
+        """As `SqlSlots.id_type`."""
+        return self._table.id_type
 
     @property
     def scope_type(self) -> type[Scope] | None:

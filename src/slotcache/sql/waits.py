@@ -109,14 +109,13 @@ class _InThreads:
 
     is_blocking = True
     bell = staticmethod(_ThreadBell)
+    sleep = staticmethod(time.sleep)
 
     def task(self) -> object:
         return None
 
     def runner(self) -> Callable[[], bool]:
         return _for_ever
-
-    sleep = staticmethod(time.sleep)
 
     def to_its_end(self, call: Callable[[], T]) -> T:
         return call()
