@@ -22,6 +22,7 @@ LOCKS = {
     "compat": ["--group", "compat"],
     "lowest": ["--group", "test", "--resolution", "lowest-direct"],
     "lint": ["--group", "lint"],
+    "mutate": ["--group", "mutate"],
     "bench": ["--group", "bench"],
     "lock": ["--group", "lock"],
 }
