@@ -16,7 +16,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import (
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.util import await_only
 
 from slotcache import (
@@ -529,7 +533,7 @@ class TestLoops:
             assert left(await service.get_availability()) == 29 - sold
             assert others() == set()
 
-        for sold in range(5):
+        for sold in range(3):
             run(main(sold), loop=loop)
         run(close(service, slots), loop=loop)
         cache.close()
@@ -704,6 +708,65 @@ class TestLoops:
         stopped.close()
         run(slots.close())
 
+    @pytest.mark.parametrize("at", ["connect", "commit"])
+    def test_one_that_stops_in_the_midst_of_an_operation_is_in_nobodys_way(
+        self, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither by what it had locked nor by that it was using the table."""
+        monkeypatch.setattr("slotcache.worlds._GRACE", 0.0)
+        slots = AsyncSqlSlots.sqlite(tmp_path / "slots.db")
+        holds = AsyncHoldManager(slots, on_change=None)
+        arrived = asyncio.Event()
+
+        async def begin() -> None:
+            await slots.create_tables()
+            await slots.add([(1, 5)])
+
+        def stay_there(*_: object) -> None:
+            if not arrived.is_set():
+                arrived.set()
+                await_only(asyncio.Event().wait())
+
+        run(begin())
+        sa.event.listen(slots.engine.sync_engine, at, stay_there)
+        stopped = asyncio.new_event_loop()
+        left_there = stopped.create_task(holds.create(1))
+        stopped.run_until_complete(arrived.wait())
+
+        with LoopThread() as one, LoopThread() as other:
+            for loop in one, other:
+                assert loop.run(holds.create(1)).slot_id == 1
+
+        left_there.cancel()
+        stopped.run_until_complete(asyncio.wait([left_there]))
+        assert left_there.cancelled() or left_there.exception()
+        stopped.close()
+        run(slots.close())
+
+    def test_a_second_one_is_refused_while_the_first_uses_the_table(self, tmp_path: Path) -> None:
+        slots = AsyncSqlSlots.sqlite(tmp_path / "slots.db")
+        holds = AsyncHoldManager(slots, on_change=None)
+        arrived, go_on = threading.Event(), asyncio.Event()
+
+        async def begin() -> None:
+            await slots.create_tables()
+            await slots.add([(1, 5)])
+
+        def stay_there(*_: object) -> None:
+            arrived.set()
+            await_only(go_on.wait())
+
+        run(begin())
+        sa.event.listen(slots.engine.sync_engine, "commit", stay_there)
+        with LoopThread() as one, LoopThread() as other:
+            creating = asyncio.run_coroutine_threadsafe(holds.create(1), one.loop)
+            assert arrived.wait(PATIENCE)
+            with pytest.raises(RuntimeError, match="one loop uses it at a time"):
+                other.run(holds.find())
+            one.loop.call_soon_threadsafe(go_on.set)
+            assert creating.result(PATIENCE).slot_id == 1
+            one.run(slots.close())
+
     def test_warnings_and_slow_steps(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -737,6 +800,27 @@ class TestLoops:
 
         run(main())
         gc.collect()
+
+
+class TestScopedSessions:
+    """Whose session it is depends on the task that asks."""
+
+    def test_every_operation_is_in_the_session_of_who_asks(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            async with AsyncSqlSlots.sqlite(tmp_path / "slots.db") as slots:
+                await slots.create_tables()
+                await slots.add([(1, 5)])
+                holds = AsyncHoldManager(slots, on_change=None)
+                maker = async_sessionmaker(slots.engine)
+                sessions = async_scoped_session(maker, scopefunc=asyncio.current_task)
+                mine = holds.within(sessions)
+                hold = await mine.create(1)
+                assert await mine.get(hold.id) == hold
+                await mine.confirm(hold.id)
+                await sessions.remove()
+                assert await holds.find() == []
+
+        run(main())
 
 
 class TestForks:

@@ -18,7 +18,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.cluster import LoadBalancingStrategy
 
-from slotcache import BackendError
+from slotcache import AsyncSlotAvailabilityService, BackendError
 from slotcache.availability import Availability
 from slotcache.protocols import Generation, Lock, Miss
 from slotcache.redis import AsyncRedisCache, AsyncRedisLocks, RedisCache
@@ -28,6 +28,7 @@ from tests.support.clients import ASYNC_NO_RETRY, async_client, async_cluster_cl
 from tests.support.forks import in_child
 from tests.support.processes import eventually
 from tests.support.proxy import Proxy
+from tests.support.shelf import Shelf
 
 
 @pytest.fixture
@@ -232,6 +233,19 @@ def test_what_a_server_does_not_take_keeps_no_connection_open(monkeypatch):
         with pytest.raises(BackendError, match="no answer"):
             asyncio.run(cache.fill(KEY, looked, long, ttl=LONG, stale_ttl=LONG))
     gc.collect()  # were anything left open, it would say so
+
+
+def test_a_loop_that_stands_still_makes_no_clear_fail(redis_server, redis_prefix, monkeypatch):
+    """It has no connection yet: what is left to do, it may do in the moment after."""
+    monkeypatch.setattr("slotcache.redis.bounds.BUDGET", 0.1)
+
+    async def clear_meanwhile():
+        cache = AsyncRedisCache(redis_server.url, prefix=redis_prefix)
+        async with AsyncSlotAvailabilityService(Shelf(), cache=cache) as service:
+            asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+            return await service.clear_availability_cache()
+
+    assert asyncio.run(clear_meanwhile()) is True
 
 
 # Clients that are given.

@@ -245,6 +245,50 @@ def test_a_hit_takes_no_lock(world, shelf, clock):
     assert left(service.get_availability()) == 10
 
 
+# A cache in trouble: `get_availability` looks by itself, and `read` is in test_trouble.py.
+
+
+class Failing(MemoryCache):
+    """Fails at one of its methods, and counts how often it is read."""
+
+    def __init__(self, method, clock):
+        super().__init__(clock=clock)
+        self.reads = 0
+        self._method = method
+
+    def read(self, key):
+        self.reads += 1
+        self._fail_at("read")
+        return super().read(key)
+
+    def clear(self, key):
+        self._fail_at("clear")
+        super().clear(key)
+
+    def _fail_at(self, method):
+        if method == self._method:
+            raise ConnectionError(method)
+
+
+def test_a_cache_that_failed_is_left_alone_by_get_availability_too(world, shelf, clock):
+    cache = Failing("read", clock)
+    with closing(world.service(shelf, cache=cache, clock=clock)) as service:
+        lists = [service.get_availability() for _ in range(3)]
+
+        assert [left(each) for each in lists] == [10] * 3
+        assert cache.reads == 1
+
+
+def test_a_cache_that_owes_a_clear_is_not_believed_by_get_availability_either(world, shelf, clock):
+    cache = Failing("clear", clock)
+    with closing(world.service(shelf, cache=cache, clock=clock)) as service:
+        service.get_availability()
+        shelf.remaining = 9
+
+        assert service.clear_availability_cache() is False
+        assert left(service.get_availability()) == 9
+
+
 # Scopes.
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
+from sqlalchemy.dialects.sqlite import aiosqlite
+from sqlalchemy.util import await_only
 
 from slotcache.sql.turns import Turns
+from slotcache.sql.waits import THREADS, Waits, in_greenlet, waits_of
+
+ON_ASYNCIO = waits_of(aiosqlite.dialect())
 
 
-def new_turns(kind: type[Turns] = Turns) -> Turns:
-    return kind(before_fork=lambda: None)
+def new_turns(kind: type[Turns] = Turns, waits: Waits = THREADS) -> Turns:
+    return kind(before_fork=lambda: None, waits=waits)
 
 
 def wait_for_queue(turns: Turns, length: int) -> None:
@@ -159,3 +166,92 @@ def test_a_finalizer_takes_a_turn_only_if_it_need_not_wait() -> None:
         assert not turns.take_if_free()
     assert turns.take_if_free()
     assert not turns.take(0)
+
+
+class Turn:
+    """A task's turn, in a loop that runs only as long as this waits for something.
+
+    Args:
+        turns: Of which it takes one at once.
+        loop: Where.
+    """
+
+    def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop) -> None:
+        self._turns = turns
+        self._loop = loop
+        self._begun, self._over = asyncio.Event(), asyncio.Event()
+        self._task = loop.create_task(in_greenlet(self._last))
+        loop.run_until_complete(self._begun.wait())
+
+    def end(self) -> None:
+        self._over.set()
+        self._loop.run_until_complete(self._task)
+
+    def _last(self) -> None:
+        with self._turns:
+            self._begun.set()
+            await_only(self._over.wait())
+
+
+async def take_if_free(turns: Turns) -> bool:
+    return turns.take_if_free()
+
+
+def test_the_turn_of_a_loop_that_has_stopped_is_anybodys() -> None:
+    turns = new_turns(waits=ON_ASYNCIO)
+    with closing(asyncio.new_event_loop()) as stopped:
+        turn = Turn(turns, stopped)
+
+        assert turns.take_if_free()
+
+        turn.end()
+
+
+def test_a_loop_that_goes_on_after_all_ends_nobody_elses_turn() -> None:
+    turns = new_turns(waits=ON_ASYNCIO)
+    with closing(asyncio.new_event_loop()) as stopped, closing(asyncio.new_event_loop()) as other:
+        lost = Turn(turns, stopped)
+        turn = Turn(turns, other)
+        lost.end()
+
+        assert not other.run_until_complete(take_if_free(turns))
+        turn.end()
+        assert turns.take_if_free()
+
+
+def test_who_waits_in_a_loop_that_has_stopped_is_passed_over() -> None:
+    turns = new_turns(waits=ON_ASYNCIO)
+
+    async def until_queued(length: int) -> None:
+        while len(turns._queue) < length:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    async def wait_behind() -> bool:
+        waiting = asyncio.create_task(in_greenlet(turns.take, 5))
+        await until_queued(2)
+        turns.give()
+        return await waiting
+
+    with closing(asyncio.new_event_loop()) as stopped:
+        assert turns.take_if_free()
+        left_there = stopped.create_task(in_greenlet(turns.take))
+        stopped.run_until_complete(until_queued(1))
+
+        assert asyncio.run(wait_behind())
+
+        left_there.cancel()
+        stopped.run_until_complete(asyncio.wait([left_there]))
+
+
+def test_a_fork_in_an_event_loop_gives_its_turn_back() -> None:
+    """It is no task's."""
+    turns = new_turns(waits=ON_ASYNCIO)
+
+    async def fork() -> None:
+        turns._before_fork()
+        assert not turns.take_if_free()
+        turns._after_fork_in_parent()
+
+    asyncio.run(fork())
+
+    assert turns.take_if_free()
