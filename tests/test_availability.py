@@ -1,14 +1,11 @@
-"""The list of what is free: what may be in it, how it is asked, and that nobody can change it."""
+"""The list of what is free: what may be in it, and how it is asked. That it never changes is P9."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import enum
 import json
 import pickle
 import struct
-import threading
 from array import array
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -20,18 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from slotcache.availability import Availability, Reading, SlotAvailability, SlotId, Source
-
-Row = tuple[SlotId, int, int]
-
-U1, U2 = UUID(int=1), UUID(int=2)
-THREE_KINDS: list[list[Row]] = [
-    [(7, 2, 1), (-3, 5, 0)],
-    [("A", 2, 1), ("Zürich 🚚", 5, 0)],
-    [(U1, 2, 1), (U2, 5, 0)],
-]
-int64 = st.integers(-(2**63), 2**63 - 1)
-text = st.text(st.characters(codec="utf-8"), max_size=5)
-
+from tests.support.lists import THREE_KINDS, U1, U2, Row, true_rows
 
 # So few that two draws are often equal, or nearly.
 few_rows: st.SearchStrategy[list[Row]] = st.lists(
@@ -39,16 +25,6 @@ few_rows: st.SearchStrategy[list[Row]] = st.lists(
     max_size=2,
     unique_by=lambda row: row[0],
 )
-
-
-@st.composite
-def true_rows(draw: st.DrawFn, min_size: int = 0) -> list[Row]:
-    kinds: list[st.SearchStrategy[SlotId]] = [int64, text, st.uuids()]
-    one_kind = draw(st.sampled_from(kinds))
-    ids = draw(st.lists(one_kind, min_size=min_size, max_size=12, unique=True))
-    capacities = [draw(st.integers(0, 2**31 - 1)) for _ in ids]
-    remainings = [draw(st.integers(0, capacity)) for capacity in capacities]
-    return list(zip(ids, capacities, remainings, strict=True))
 
 
 # What it holds
@@ -473,91 +449,12 @@ def test_the_etag_can_go_into_an_http_header_as_it_is() -> None:
     assert etag == '"60c1cb828bd2b1354f5b3d73e0312442"'
 
 
-# It never changes (P9)
-
-
-@pytest.mark.parametrize("name", ["_ids", "_etag", "etag", "rows", "__class__"])
-def test_no_attribute_can_be_set_or_deleted(name: str) -> None:
-    availability = Availability.of([("A", 2, 1)])
-    with pytest.raises(AttributeError, match="never changes"):
-        setattr(availability, name, None)
-    with pytest.raises(AttributeError, match="never changes"):
-        delattr(availability, name)
-
-
-@pytest.mark.parametrize("rows", THREE_KINDS)
-def test_editing_what_it_gave_out_changes_nothing_for_the_next_reader(rows: list[Row]) -> None:
-    availability = Availability.of(rows)
-    expected = copy.deepcopy(availability.to_dicts())
-    given_out = availability.to_dicts()
-    given_out[0]["remaining"] = 99
-    given_out.pop()
-    assert availability.to_dicts() == expected
-    with pytest.raises(TypeError):
-        availability[0] = (1, 1, 1)  # type: ignore[index]
-    with pytest.raises(AttributeError):
-        availability[0].remaining = 99  # type: ignore[misc]
-    assert list(availability) == rows
-
-
-def test_editing_the_columns_it_was_made_of_changes_nothing() -> None:
-    columns = array("q", [7]), array("i", [2]), array("i", [1])
-    availability = Availability._of_columns(*columns)
-    for column in columns:
-        column[0] = 0
-    assert list(availability) == [(7, 2, 1)]
-
-
-def test_editing_what_pickle_was_given_changes_nothing() -> None:
-    availability = Availability.of([(7, 2, 1)])
-    _, columns = availability.__reduce__()
-    columns[2][0] = 99  # type: ignore[index]
-    assert list(availability) == [(7, 2, 1)]
-
-
-@given(true_rows())
-def test_copies_and_pickles_are_equal(rows: list[Row]) -> None:
-    availability = Availability.of(rows)
-    for twin in (
-        pickle.loads(pickle.dumps(availability)),
-        copy.copy(availability),
-        copy.deepcopy(availability),
-    ):
-        assert twin == availability
-        assert twin.etag == availability.etag
-        assert twin.to_json() == availability.to_json()
-
-
-def test_threads_that_ask_first_at_once_get_the_same_answers() -> None:
-    rows = [(f"slot-{number}", 2, 1) for number in range(1_000)]
-    availability, barrier = Availability.of(rows), threading.Barrier(4)
-    answers: list[tuple[object, ...]] = []
-
-    def ask() -> None:
-        barrier.wait()
-        answers.append((availability.get("slot-999"), availability.to_json(), availability.etag))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == 4
-    assert len(set(answers)) == 1
-
-
 # Readings
 
 
 def test_a_reading_has_the_version_of_its_list() -> None:
     availability = Availability.of([("A", 2, 1)])
     assert Reading(availability, Source.CACHED, age=1.5).version == availability.etag
-
-
-def test_a_reading_is_frozen() -> None:
-    reading = Reading(Availability.of([]), Source.LOADED, age=0.0)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        reading.age = 1.0  # type: ignore[misc]
 
 
 def test_sources_are_named_in_lower_case_for_logs_and_headers() -> None:
