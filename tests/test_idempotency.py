@@ -1,4 +1,4 @@
-"""P7: however often a request is sent under one key, there is one hold."""
+"""What exactly a key is, and what it stands for; the promise itself: `spec/test_p07_once.py`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 
 from slotcache import (
-    HoldExpired,
     HoldNotFound,
     HoldState,
     IdempotencyConflict,
-    SlotFull,
     SlotNotFound,
 )
 
 from .support.desk import Desk, on_one_desk
-from .support.sql import free, opened, query
+from .support.sql import opened, query
 from .support.worlds import World
 
 LONGEST = "\N{SAUROPOD}" * 255
@@ -30,19 +28,6 @@ ALIKE = ["k", "K", "k ", " k", "ä", "a", "A", "a\N{COMBINING DIAERESIS}", "ß",
 
 
 class TestTheSameRequest:
-    def test_is_answered_with_the_same_hold(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, 3, owner="ann", idempotency_key="order 7")
-        desk.clock.advance(5)
-        desk.told.clear()
-
-        again = desk.holds.create(1, 3, owner="ann", idempotency_key="order 7")
-
-        assert not hold.replayed
-        assert again == replace(hold, replayed=True)
-        assert desk.told == []
-        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 1
-        assert free(desk.slots, 1) == 1
-
     def test_is_so_with_another_ttl(self, desk: Desk) -> None:
         """Who sends it again may ask for the time that is left."""
         hold = desk.holds.create(1, ttl=60, idempotency_key="k")
@@ -57,59 +42,6 @@ class TestTheSameRequest:
         assert first.id != second.id
         assert count(desk, "slot_hold_keys") == 0
 
-    def test_shows_a_confirmed_hold(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, idempotency_key="k")
-        desk.holds.confirm(hold.id)
-
-        again = desk.holds.create(1, idempotency_key="k")
-
-        assert again == replace(hold, state=HoldState.CONFIRMED, replayed=True)
-
-    def test_shows_a_cancelled_hold_and_makes_no_other(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, idempotency_key="k")
-        desk.holds.cancel(hold.id)
-
-        again = desk.holds.create(1, idempotency_key="k")
-
-        assert again == replace(hold, state=HoldState.CANCELLED, replayed=True)
-        assert free(desk.slots, 1) == 4
-
-    @pytest.mark.parametrize("swept", [False, True])
-    def test_shows_an_expired_hold_whether_or_not_that_was_written_down(
-        self, desk: Desk, swept: bool
-    ) -> None:
-        hold = desk.holds.create(1, ttl=5, idempotency_key="k")
-        desk.clock.advance(5)
-        if swept:
-            desk.holds.expire_due()
-
-        again = desk.holds.create(1, ttl=5, idempotency_key="k")
-
-        assert again == replace(hold, state=HoldState.EXPIRED, replayed=True)
-        with pytest.raises(HoldExpired):
-            desk.holds.confirm(again.id)
-
-    def test_shows_an_extended_hold(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, ttl=5, idempotency_key="k")
-        extended = desk.holds.extend(hold.id, 60)
-
-        again = desk.holds.create(1, ttl=5, idempotency_key="k")
-
-        assert again == replace(extended, replayed=True)
-
-    def test_is_answered_although_the_slot_is_full(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, 4, idempotency_key="k")
-
-        assert desk.holds.create(1, 4, idempotency_key="k").id == hold.id
-
-    def test_is_answered_although_the_slot_was_closed(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, idempotency_key="k")
-        desk.door.closed = 1
-
-        assert desk.holds.create(1, idempotency_key="k") == replace(hold, replayed=True)
-        with pytest.raises(SlotNotFound):
-            desk.holds.create(1, idempotency_key="another")
-
     def test_is_answered_although_the_slot_is_gone(self, desk: Desk) -> None:
         """Foreign keys forbid that. There are those who do without."""
         hold = desk.holds.create(1, idempotency_key="k")
@@ -123,21 +55,6 @@ class TestTheSameRequest:
 
 
 class TestAnotherRequest:
-    @pytest.mark.parametrize(("slot_id", "quantity"), [(1, 2), (2, 3), (9, 3), (1, 10**30)])
-    def test_is_refused_under_the_same_key(self, desk: Desk, slot_id: int, quantity: int) -> None:
-        hold = desk.holds.create(1, 3, owner="ann", idempotency_key="order 7")
-        desk.told.clear()
-
-        with pytest.raises(IdempotencyConflict, match="a new request needs a new key") as refused:
-            desk.holds.create(slot_id, quantity, owner="ann", idempotency_key="order 7")
-
-        assert refused.value.idempotency_key == "order 7"
-        assert refused.value.hold_id == hold.id
-        assert not refused.value.retryable
-        assert desk.told == []
-        assert count(desk, "slot_holds") == 1
-        assert desk.holds.create(1, 3, owner="ann", idempotency_key="order 7").replayed
-
     def test_is_refused_although_the_hold_has_ended(self, desk: Desk) -> None:
         hold = desk.holds.create(1, 3, idempotency_key="k")
         desk.holds.cancel(hold.id)
@@ -148,17 +65,6 @@ class TestAnotherRequest:
 
 class TestSeveralSlots:
     """One key covers all the holds of a request."""
-
-    def test_the_same_request_is_answered_with_the_same_holds(self, desk: Desk) -> None:
-        made = desk.holds.create_many({2: 1, 1: 3}, owner="ann", idempotency_key="k")
-        desk.clock.advance(5)
-        desk.told.clear()
-
-        again = desk.holds.create_many({2: 1, 1: 3}, owner="ann", ttl=7, idempotency_key="k")
-
-        assert again == tuple(replace(hold, replayed=True) for hold in made)
-        assert desk.told == []
-        assert count(desk, "slot_holds") == count(desk, "slot_hold_keys") == 2
 
     def test_whatever_the_order_it_is_asked_in(self, desk: Desk) -> None:
         """The answer has that of the first request."""
@@ -212,16 +118,6 @@ class TestSeveralSlots:
         with pytest.raises(IdempotencyConflict):
             desk.holds.create(1, 2, idempotency_key="k")
 
-    def test_a_refusal_takes_no_key(self, desk: Desk) -> None:
-        other = desk.holds.create(2)
-        with pytest.raises(SlotFull):
-            desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
-
-        desk.holds.cancel(other.id)
-
-        made = desk.holds.create_many({1: 1, 2: 1}, idempotency_key="k")
-        assert not any(hold.replayed for hold in made)
-
     def test_it_is_answered_although_a_slot_is_full_and_one_closed(self, desk: Desk) -> None:
         made = desk.holds.create_many({1: 4, 2: 1}, idempotency_key="k")
         desk.door.closed = 2
@@ -244,24 +140,6 @@ class TestSeveralSlots:
 
 
 class TestOwners:
-    def test_each_has_keys_of_his_own(self, desk: Desk) -> None:
-        made = [
-            desk.holds.create(1, owner=owner, idempotency_key="k") for owner in ("ann", "ben", None)
-        ]
-
-        assert len({hold.id for hold in made}) == 3
-        assert not any(hold.replayed for hold in made)
-
-    def test_nobody_is_one_of_them(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, idempotency_key="k")
-
-        assert desk.holds.create(1, idempotency_key="k") == replace(hold, replayed=True)
-
-    def test_another_ones_request_is_no_conflict(self, desk: Desk) -> None:
-        desk.holds.create(1, 3, owner="ann", idempotency_key="k")
-
-        assert desk.holds.create(1, 1, owner="ben", idempotency_key="k").quantity == 1
-
     def test_an_owner_and_a_key_do_not_run_together(self, desk: Desk) -> None:
         first = desk.holds.create(1, owner="ab", idempotency_key="c")
 
@@ -315,48 +193,7 @@ class TestExactness:
         assert again.owner == text
 
 
-class TestRefusals:
-    """They are not remembered: the same key works when there is room."""
-
-    def test_a_full_slot(self, desk: Desk) -> None:
-        other = desk.holds.create(1, 4)
-        for _ in range(2):
-            with pytest.raises(SlotFull):
-                desk.holds.create(1, idempotency_key="k")
-
-        assert count(desk, "slot_hold_keys") == 0
-        desk.holds.cancel(other.id)
-        assert not desk.holds.create(1, idempotency_key="k").replayed
-
-    def test_a_slot_that_is_not_there(self, desk: Desk) -> None:
-        for _ in range(2):
-            with pytest.raises(SlotNotFound):
-                desk.holds.create(3, idempotency_key="k")
-
-        assert count(desk, "slot_hold_keys") == 0
-        desk.slots.add([(3, 1)])
-        assert not desk.holds.create(3, idempotency_key="k").replayed
-
-    def test_another_request_under_the_key_of_a_refused_one(self, desk: Desk) -> None:
-        with pytest.raises(SlotFull):
-            desk.holds.create(1, 5, idempotency_key="k")
-
-        assert desk.holds.create(1, 4, idempotency_key="k").quantity == 4
-
-
 class TestPurge:
-    def test_a_key_that_was_forgotten_makes_a_new_hold(self, desk: Desk) -> None:
-        hold = desk.holds.create(1, idempotency_key="k")
-        desk.holds.cancel(hold.id)
-
-        assert desk.holds.purge(0) == 1
-        new = desk.holds.create(1, 2, idempotency_key="k")
-
-        assert not new.replayed
-        assert new.id != hold.id
-        with pytest.raises(HoldNotFound):
-            desk.holds.get(hold.id)
-
     def test_keys_of_other_holds_stay(self, desk: Desk) -> None:
         ended = desk.holds.create(1, owner="ann", idempotency_key="k")
         live = desk.holds.create(1, owner="ben", idempotency_key="k")

@@ -1,4 +1,4 @@
-"""P6 under real threads and processes: places are sold exactly, and never twice.
+"""P6 under real threads and processes on SQLite: places are sold exactly, and never twice.
 
 The broken twins at the end fail the same checks, on every run: so the checks see.
 """
@@ -11,7 +11,6 @@ import random
 import select
 import sqlite3
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -24,18 +23,17 @@ import sqlalchemy as sa
 
 from slotcache import (
     Availability,
-    Hold,
     HoldManager,
     HoldPolicy,
     HoldState,
     IllegalTransition,
-    SlotFull,
 )
 from slotcache.sql import SqlSlots
 from slotcache.sql.ledger import SqlLedger
 from slotcache.sql.sqlite import Sqlite
 
 from .support.forks import Forked
+from .support.hold_twins import SumsFirst
 from .support.races import buy
 from .support.sql import ON_SQLITE, check_books, free, opened, query, race, write_lock
 from .support.threads import PATIENCE
@@ -58,19 +56,6 @@ def slots(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Itera
     indirect=True,
 )
 class TestThreads:
-    def test_exactly_as_many_buyers_as_places_are_served(
-        self, world: World, slots: SqlSlots
-    ) -> None:
-        slots.add([(1, THREADS - 1)])
-        holds = world.holds(slots, on_change=None, policy=PATIENT)
-
-        outcomes = race(
-            [lambda: holds.create(1)] * THREADS, behind=turn(slots), overlaps=THREADS - 1
-        )
-
-        assert Counter(map(type, outcomes)) == {Hold: THREADS - 1, SlotFull: 1}
-        assert free(slots, 1) == 0
-
     def test_mixed_quantities_are_sold_out_and_nobody_who_would_fit_is_refused(
         self, world: World, slots: SqlSlots
     ) -> None:
@@ -101,23 +86,6 @@ class TestThreads:
 
         assert race([order] * 8, behind=turn(slots), overlaps=7) == [None] * 8
         assert query(slots, "SELECT remaining FROM slots") == [(60,)]
-
-    def test_of_many_confirms_one_sells_and_the_rest_are_replays(
-        self, world: World, slots: SqlSlots
-    ) -> None:
-        slots.add([(1, 10)])
-        told: list[Any] = []
-        holds = world.holds(slots, on_change=told.append, policy=PATIENT)
-        hold = holds.create(1, 3)
-        told.clear()
-
-        outcomes = race(
-            [lambda: holds.confirm(hold.id)] * THREADS, behind=turn(slots), overlaps=THREADS - 1
-        )
-
-        assert [each.replayed for each in outcomes].count(False) == 1
-        assert query(slots, "SELECT remaining FROM slots") == [(7,)]
-        assert told == [None]
 
     @pytest.mark.parametrize("confirmed_before", [False, True])
     def test_confirm_against_cancel_ends_cancelled_with_all_places_back(
@@ -230,14 +198,15 @@ class TestProcesses:
             check_books(tables[0])
 
     @one_world("processes, which share nothing but the file")
-    @pytest.mark.parametrize("kind", ["file", "given"])
-    def test_processes_sell_out_together(self, tmp_path: Path, kind: str) -> None:
-        with opened(kind, tmp_path) as slots:
+    def test_processes_sell_out_together(self, tmp_path: Path) -> None:
+        """Two have engines of ours, and two have plain ones."""
+        kinds = ["file", "given"] * 2
+        with opened("file", tmp_path) as slots:
             slots.add([(1, 30)])
             spawn = multiprocessing.get_context("spawn")
 
             with ProcessPoolExecutor(4, mp_context=spawn) as pool:
-                sold = list(pool.map(buy_ten, [kind] * 4, [tmp_path / "slots.db"] * 4))
+                sold = list(pool.map(buy_ten, kinds, [tmp_path / "slots.db"] * 4))
 
             assert sum(sold) == 30
             assert free(slots, 1) == 0
@@ -409,45 +378,11 @@ class Child:
 class TestBrokenTwins:
     """The same checks on the shipped ledger and on twins with one guard taken out."""
 
-    def test_selling_one_after_the_other_stops_at_the_capacity(self, tmp_path: Path) -> None:
-        assert sold_one_after_the_other(tmp_path, SqlLedger) == 3
-
-    def test_a_create_that_does_not_count_live_holds_is_caught(self, tmp_path: Path) -> None:
-        assert sold_one_after_the_other(tmp_path, CountsOnlyWhatIsSold) > 3
-
     def test_two_buyers_at_once_do_not_both_get_the_last_place(self, tmp_path: Path) -> None:
         assert sold_to_two_at_once(tmp_path, SqlLedger) == 1
 
     def test_a_sum_from_before_the_slot_row_is_written_is_caught(self, tmp_path: Path) -> None:
         assert sold_to_two_at_once(tmp_path, SumsFirst) == 2
-
-
-class CountsOnlyWhatIsSold(SqlLedger):
-    """Forgets that live holds are promises."""
-
-    def _count(self, slot_id: Any) -> Any:
-        slot = super()._count(slot_id)
-        return slot and slot._replace(promised=0)
-
-
-class SumsFirst(SqlLedger):
-    """Sums the live holds, then writes the slot row: the textbook's read-then-write."""
-
-    def _lock(self, slot_ids: Any) -> None:
-        (slot_id,) = slot_ids
-        self._summed = super()._count(slot_id)
-        super()._lock(slot_ids)
-
-    def _count(self, slot_id: Any) -> Any:
-        return self._summed
-
-
-def sold_one_after_the_other(folder: Path, ledger: type[SqlLedger]) -> int:
-    """How many of five buyers get one of three places."""
-    with opened("given", folder, table=with_ledger(ledger)) as slots:
-        slots.add([(1, 3)])
-        taken, _ = buy(HoldManager(slots, on_change=None), [1] * 5)
-        return len(taken)
 
 
 def sold_to_two_at_once(folder: Path, ledger: type[SqlLedger]) -> int:
