@@ -222,7 +222,7 @@ def test_the_explorer_finds_the_broken_twin(twin, report):
 
     report(f"found in the broken twin, {twin}", explored)
     assert explored.counterexample is not None
-    assert explored.counterexample.endswith("(P1)")
+    assert explored.counterexample.broken.endswith("(P1)")
 
 
 def test_the_explorer_finds_a_list_that_outlives_its_ttl():
@@ -231,7 +231,7 @@ def test_the_explorer_finds_a_list_that_outlives_its_ttl():
     )
 
     assert explored.counterexample is not None
-    assert explored.counterexample.endswith("(P2)")
+    assert explored.counterexample.broken.endswith("(P2)")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_explorer_finds_what_is_left_or_raised(cache, found):
     explored = explore_files(FileScenario(processes=READ_TWICE, cache=cache))
 
     assert explored.counterexample is not None
-    assert found in explored.counterexample
+    assert found in explored.counterexample.broken
 
 
 def after(begin: Callable[[], FileRun], schedule: tuple[Choice, ...]) -> FileRun:
@@ -293,7 +293,7 @@ def test_a_record_is_gone_when_it_is_removed_though_its_draft_is_still_there():
         run.step((name, "go"))
         while not actor.finished and actor.pending.what != until:
             run.step((name, "go"))
-        assert actor.finished == (until == "the end"), run.timeline()
+        assert actor.finished == (until == "the end"), run.events()
 
     scenario = FileScenario(processes=("read", "read read", "change"), faults=FAULTS)
     with runs_of(scenario) as begin:

@@ -27,7 +27,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -42,8 +42,8 @@ from slotcache.file import FileCache
 from slotcache.file.folder import DRAFT, RECORD
 from slotcache.file.record import _HEAD
 from slotcache.protocols import Entry, Generation, Miss
-from slotcache.testing import Exploration, Violation
-from slotcache.testing.actors import Actor, Request
+from slotcache.testing import Event, Exploration, Violation
+from slotcache.testing.actors import NO_NAMES, Actor, Request
 from slotcache.testing.explore import explore_runs, sample_runs
 from slotcache.testing.scenario import Choice
 
@@ -135,8 +135,8 @@ class Thread(Actor):
         command: str = self._greenlet.parent.switch()
         return command
 
-    def state(self) -> Hashable:
-        return "killed" if self.crashed else super().state()
+    def state(self, names: Mapping[str, str] = NO_NAMES) -> Hashable:
+        return "killed" if self.crashed else super().state(names)
 
     def resume(self, command: str) -> None:
         self._greenlet.switch(command)
@@ -479,11 +479,9 @@ class FileRun:
         judged = (self.time, self.acknowledged, *self.committed_at)
         return hash((*everybody, judged, self.faults, self._struck, *self._host.in_place()))
 
-    def timeline(self) -> str:
-        """Return what happened, a line each."""
-        return "\n".join(
-            f"{who:10} {what:24} {_said(answer)}".rstrip() for who, what, answer in self._events
-        )
+    def events(self) -> list[Event]:
+        """Return what has happened."""
+        return [Event(who, what, _said(answer)) for who, what, answer in self._events]
 
     def finish(self) -> None:
         """Judge the end, when all is quiet: everybody reads again, and nothing lies about."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 __all__ = ["Actor", "Request", "TaskActor", "ThreadActor"]
 
 ReturnT = TypeVar("ReturnT")
 
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+
 
 class Happening(Protocol):
     """An event that an actor may wait for."""
 
-    identity: Hashable
+    identity: tuple[str, int]
     is_set: bool
 
 
@@ -54,20 +57,30 @@ class Actor:
         self.finished = False
         self.crashed = False
 
-    def follows(self, other: Actor) -> bool:
-        """Whether `other` does just the same, so that it may as well be the one to start first."""
+    def is_like(self, other: Actor) -> bool:
+        """Whether `other` does just the same, so that it does not matter which of them is which."""
         alike = self.service is other.service or (self.alone and other.alone)
-        return alike and self.kind == other.kind and self.name > other.name
+        return alike and self.kind == other.kind
+
+    def progress(self) -> int:
+        """How far it is: what tells it from another one that is like it."""
+        place = (self.pending.what, self.pending.until, self.finished, self.crashed)
+        return hash((place, self.observed, self.patience))
 
     def observe(self, what: Hashable) -> None:
         """Add to the digest of all that it has got to know."""
         self.observed = hash((self.observed, what))
 
-    def state(self) -> Hashable:
+    def state(self, names: Mapping[str, str] = NO_NAMES) -> Hashable:
         """Return all that its future depends on, beside what is shared."""
-        event = self.pending.event.identity if self.pending.event else None
-        place = (self.pending.what, self.pending.until, event)
-        return place, self.observed, self.patience, self.finished, self.crashed
+        if self.finished or self.crashed:
+            return self.finished
+        event = self.pending.event
+        waits_for = None
+        if event is not None:
+            maker, number = event.identity
+            waits_for = names.get(maker, maker), number
+        return self.pending.what, self.pending.until, waits_for, self.observed, self.patience
 
     def resume(self, command: str) -> None:
         """Run it to its next stop; what it raises passes through."""

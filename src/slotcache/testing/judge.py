@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 from slotcache.availability import Reading, Source
 from slotcache.testing.scenario import Scenario, Violation
@@ -20,16 +20,19 @@ class Judge:
         acknowledged: How many changes are complete: every later read must show them (P1).
         loads: How many queries took effect.
         counts: Whether it judges P3: only where the locks work and no fault strikes.
+        taken_at_first: How many places are not free before the first change.
     """
 
     def __init__(self, scenario: Scenario, ttl: float) -> None:
         self.acknowledged = 0
         self.loads = 0
+        self.taken_at_first = 0
+        self._past_the_lock = 0
         self._owed: dict[int, int] = {}
         self.counts = scenario.exclusive and not scenario.faults
         self._scenario = scenario
         self._ttl = ttl
-        self._committed_at: list[float] = []
+        self._changes: list[tuple[float, int]] = []
         self._loading: list[str] = []
         self._overlapping: set[str] = set()
         self._under_lock: set[str] = set()
@@ -37,17 +40,25 @@ class Judge:
     @property
     def version(self) -> int:
         """How many changes are committed."""
-        return len(self._committed_at)
+        return len(self._changes)
 
-    def state(self) -> Hashable:
-        """Return all on which later judgements depend."""
-        changes = (self.acknowledged, tuple(self._owed.items()), tuple(self._committed_at))
-        return changes, self.loads, tuple(self._loading), frozenset(self._overlapping)
+    def state(self, names: Mapping[str, str]) -> Hashable:
+        """Return all on which later judgements depend, the actors called by these names."""
+        changes = (self.acknowledged, tuple(self._owed.items()), tuple(self._changes))
+        if not self.counts:
+            return changes
+        groups = (self._loading, self._overlapping, self._under_lock)
+        loads = self.loads, self._past_the_lock
+        return changes, loads, *(frozenset(names[one] for one in each) for each in groups)
 
-    def commit(self, instant: float) -> int:
-        """Note a change that is committed now; return its number."""
-        self._committed_at.append(instant)
+    def commit(self, instant: float, taken: int) -> int:
+        """Note a change that is committed now, with so many places taken; return its number."""
+        self._changes.append((instant, taken))
         return self.version
+
+    def taken(self, version: int) -> int:
+        """Return how many places are taken after so many changes."""
+        return self._changes[version - 1][1] if version else self.taken_at_first
 
     def acknowledge(self, version: int) -> None:
         """Note that a change is complete: committed, cleared, returned."""
@@ -67,14 +78,22 @@ class Judge:
 
     def expected_at(self, instant: float, process: int) -> Expected:
         """Return what a read that begins now, in this process, must show."""
-        old = sum(1 for committed in self._committed_at if committed + self._ttl < instant)
+        old = sum(1 for committed, _ in self._changes if committed + self._ttl < instant)
         return max(self.acknowledged, self._owed.get(process, 0)), old
+
+    def shown(self, taken: int) -> int:
+        """Return how many changes a list shows: of several with so many taken, the last."""
+        for version in range(self.version, -1, -1):
+            if self.taken(version) == taken:
+                return version
+        raise Violation(f"a list shows {taken} places taken, which they never were")
 
     def read(self, reader: str, expected: Expected, reading: Reading, shown: int) -> None:
         """Judge what a reader was given: it shows so many changes."""
         acknowledged, old = expected
         if reading.source is Source.LOADED:
             self._under_lock.add(reader)
+        self._past_the_lock += reading.source is Source.DIRECT
         if shown < acknowledged:
             raise Violation(f"a read shows change {shown}, {acknowledged} were complete (P1)")
         if shown < old and reading.source is not Source.STALE:
@@ -98,6 +117,7 @@ class Judge:
             raise Violation("a lock is left held")
         if len(self._overlapping & self._under_lock) > 1:
             raise Violation("two queries ran at a time, both under the lock (P3)")
-        most = 1 + self._scenario.writers
+        # Who got no lock in time queries without one (P5), and the others not less often for that.
+        most = 1 + self._scenario.changes + self._past_the_lock
         if self._scenario.services == 1 and self.loads > most:
             raise Violation(f"{self.loads} queries where {most} are enough (P3)")

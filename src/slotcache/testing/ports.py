@@ -1,14 +1,14 @@
-"""The ports of a simulated world: real caches and locks, and a table, behind stops."""
+"""The ports of a simulated world: real caches and locks, and tables, behind stops."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from slotcache.availability import Availability
-from slotcache.protocols import Entry, Loaded, Lock, Miss, Scope
+from slotcache.protocols import CacheBackend, Entry, Loaded, Lock, LockProvider, Miss, Scope
 from slotcache.testing.actors import Actor, ThreadActor
 from slotcache.trouble import Trouble
 
@@ -19,10 +19,11 @@ __all__ = [
     "CAPACITY",
     "Alive",
     "Blocking",
+    "Failure",
     "Forgetful",
+    "HeldLocks",
     "Noticed",
     "NoticedTrouble",
-    "SharedLocks",
     "SimulatedCache",
     "SimulatedClock",
     "SimulatedLocks",
@@ -30,7 +31,11 @@ __all__ = [
 ]
 
 CAPACITY = 1_000
-"""Of the one slot: a list shows as many changes as places are missing from it."""
+"""Of the one slot: each change by a writer takes a place of it."""
+
+
+class Failure(Exception):
+    """What a port raises when the scheduler lets it fail."""
 
 
 class Noticed:
@@ -43,7 +48,8 @@ class Noticed:
 
     def __enter__(self) -> None:
         world = self._world
-        if not world.touched and any(a.kind == "reader" for a in world.others(self._service)):
+        others = world.cast.others(self._service)
+        if not world.touched and any(other.kind == "reader" for other in others):
             world.touched = True
         self._mutex.acquire()
 
@@ -72,7 +78,7 @@ class NoticedTrouble(Trouble):
 
     def _touch(self) -> None:
         world = self._world
-        if self._may_change and not world.touched and world.others(self._service):
+        if self._may_change and not world.touched and any(world.cast.others(self._service)):
             world.touched = True
 
     def state(self) -> Hashable:
@@ -104,13 +110,14 @@ class Own:
         self._world = world
         self._slotcache_trouble = self._slotcache_lock_trouble = NoticedTrouble(world, service)
         # Never asked: `Forgetful` stands before it.
-        self._slotcache_known = world.memory
+        self._slotcache_known = Forgetful()
 
 
 class Alive:
     """Whether an actor still runs; it stands for that actor in the state."""
 
     def __init__(self, actor: Actor, world: World) -> None:
+        self.who = actor.name
         self._actor = actor
         self._world = world
 
@@ -118,12 +125,6 @@ class Alive:
         alive = not self._actor.crashed
         self._world.note("alive", alive)
         return alive
-
-    def __hash__(self) -> int:
-        return hash(self._actor.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Alive) and self._actor is other._actor
 
 
 class SimulatedEvent:
@@ -166,11 +167,11 @@ class SimulatedClock:
 
 
 class SimulatedCache(Own):
-    """The world's cache as an `AsyncCacheBackend`."""
+    """A cache as an `AsyncCacheBackend`."""
 
-    def __init__(self, world: World, service: object) -> None:
+    def __init__(self, world: World, service: object, real: CacheBackend) -> None:
         super().__init__(world, service)
-        self._real = world.memory
+        self._real = real
 
     async def read(self, key: str) -> Entry | Miss:
         return await self._world.call("look", lambda: self._real.read(key))
@@ -193,49 +194,69 @@ class SimulatedCache(Own):
 
 
 class SimulatedLocks(Own):
-    """The world's locks as an `AsyncLockProvider`."""
+    """One process's locks as an `AsyncLockProvider`."""
+
+    def __init__(self, world: World, service: object, real: LockProvider) -> None:
+        super().__init__(world, service)
+        self._real = real
 
     async def acquire(self, name: str, *, ttl: float) -> Lock | None:
-        return await self._world.call("lock", lambda: self._world.locks.acquire(name, ttl))
+        held = self._world.held
+
+        def granted_twice() -> Lock | None:
+            return Lock(name, "another")
+
+        def acquired() -> Lock | None:
+            lock = self._real.acquire(name, ttl=ttl)
+            if lock is not None:
+                held.note(lock, self._real, ttl)
+            return lock
+
+        return await self._world.call("lock", acquired, instead=granted_twice)
 
     async def release(self, lock: Lock) -> bool:
-        return await self._world.call("release", lambda: self._world.locks.release(lock))
+        def released() -> bool:
+            self._world.held.forget(lock)
+            return self._real.release(lock)
+
+        return await self._world.call("release", released)
 
 
-class SharedLocks:
-    """The world's locks, of which it is known who holds them."""
+class HeldLocks:
+    """Who holds which lock of a world, and until when."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._real = world.scenario.locks(clock=world)
-        self._held: dict[str, tuple[str, float]] = {}
+        self._held: dict[Lock, tuple[LockProvider, str, float]] = {}
 
-    def acquire(self, name: str, ttl: float) -> Lock | None:
-        lock = self._real.acquire(name, ttl=ttl)
-        if lock is not None and self._world.current is not None:
-            self._held[name] = (self._world.current.name, self._world.time + ttl)
-        return lock
+    def __bool__(self) -> bool:
+        return any(until > self._world.time for _, _, until in self._held.values())
 
-    def release(self, lock: Lock) -> bool:
-        released = self._real.release(lock)
-        if released:
-            self._held.pop(lock.name, None)
-        return released
+    def note(self, lock: Lock, provider: LockProvider, ttl: float) -> None:
+        """Note that the current actor holds it."""
+        assert self._world.current is not None
+        self._held[lock] = provider, self._world.current.name, self._world.time + ttl
+
+    def forget(self, lock: Lock) -> None:
+        """Note that it is given back."""
+        self._held.pop(lock, None)
 
     def lose(self) -> None:
         """Let every lock be lost while its holder goes on."""
-        self._real = self._world.scenario.locks(clock=self._world)
+        for lock, (provider, _, _) in self._held.items():
+            provider.release(lock)
         self._held.clear()
 
-    def state(self) -> tuple[tuple[str, str, float], ...]:
-        """Which lock is held, by whom, until when."""
+    def state(self, names: Mapping[str, str]) -> Hashable:
+        """Return which locks are held, by whom, until when."""
         now = self._world.time
-        return tuple((name, *held) for name, held in self._held.items() if held[1] > now)
+        held = [(names[who], until) for _, who, until in self._held.values() if until > now]
+        return tuple(sorted(held))
 
 
 @functools.cache
-def _list_at(version: int) -> Availability:
-    return Availability.of([("slot", CAPACITY, CAPACITY - version)])
+def _list_at(taken: int) -> Availability:
+    return Availability.of([("slot", CAPACITY, CAPACITY - taken)])
 
 
 class SimulatedTable:
@@ -248,8 +269,11 @@ class SimulatedTable:
 
     async def load(self, scope: Scope | None) -> Loaded:  # noqa: ARG002  (it has none)
         def effect() -> Loaded:
-            self._world.judge.loads += 1
-            return Loaded(_list_at(self._world.judge.version))
+            judge = self._world.judge
+            judge.loads += 1
+            if self._world.table is not None:
+                return self._world.table.load()
+            return Loaded(_list_at(judge.version))
 
         with self._world.loading():
             return await self._world.call("query", effect)

@@ -1,0 +1,85 @@
+"""What is explored of the read: by the spec in each run, and by `dev.py soak` for longer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slotcache.testing import Scenario
+from tests.support.shelf import NoLocks
+
+__all__ = ["LONG", "SPEC"]
+
+
+def scenario(*faults: str, **who: Any) -> Scenario:
+    return Scenario(faults=frozenset(faults), **who)
+
+
+def in_processes(title: str, *faults: str, **who: Any) -> dict[str, Scenario]:
+    """The same in one process, and in two."""
+    return {
+        f"{title}, one process": scenario(*faults, **who),
+        f"{title}, two processes": scenario(*faults, services=2, **who),
+    }
+
+
+SPEC: dict[str, dict[str, Scenario]] = {
+    "P1": {
+        **in_processes("no fault"),
+        **in_processes("a record is evicted", "evict"),
+        "a list is evicted, one process": scenario("evict entry"),
+        "two changes, one reader": scenario(readers=1, writers=2),
+        "everything is cleared as well, one reader": scenario(readers=1, clears=1),
+        "a hold is made, one reader": scenario(readers=1, writers=0, holds=("create",)),
+        "a hold is made, another is cancelled, one reader": scenario(
+            readers=1, writers=0, holds=("create", "cancel")
+        ),
+        "a hold is confirmed, and its transaction fails, one reader": scenario(
+            "fail change", readers=1, writers=0, holds=("confirm",)
+        ),
+    },
+    "P2": {
+        **in_processes("somebody is killed", "crash"),
+        **in_processes("a ttl passes", "a ttl passes"),
+        "the clock goes back, one process": scenario("the clock goes back"),
+        "somebody is killed beside a hold, one reader": scenario(
+            "crash", readers=1, writers=0, holds=("cancel",)
+        ),
+    },
+    "P3": {"three readers of a cold list": scenario(readers=3, writers=0)},
+    "P4": {
+        "a clear fails, one process": scenario("fail clear"),
+        "a fill fails, one process": scenario("fail fill"),
+        "a look fails, one process": scenario("fail look"),
+    },
+    "P5": in_processes("a query fails", "fail query"),
+    "P11": {
+        **in_processes("no lock excludes anybody", locks=NoLocks, exclusive=False),
+        **in_processes("a lock is lost", "lose lock"),
+        **in_processes("a lock is granted twice", "grant twice"),
+        **in_processes("the lock or its release fails", "fail lock", "fail release"),
+    },
+}
+"""By promise, and what happens: two readers and a writer, where nothing else is said."""
+
+LONG = {
+    "three readers, one writer": scenario(readers=3),
+    "three readers, one writer, two processes": scenario(readers=3, services=2),
+    "two readers, two writers": scenario(writers=2),
+    "two readers, two writers, two processes": scenario(writers=2, services=2),
+    "three readers, one writer, any fault": scenario(
+        "a ttl passes", "crash", "evict", "fail fill", "fail lock", "fail release", readers=3
+    ),
+    "two readers, two writers, any fault": scenario(
+        "a ttl passes", "crash", "evict", "fail clear", "fail fill", "lose lock", writers=2
+    ),
+    "two processes, a call of the cache fails": scenario(
+        "fail clear", "fail fill", "fail look", services=2
+    ),
+    "holds of all kinds, two readers": scenario(
+        "crash", "fail change", "fail clear", writers=0, holds=("cancel", "confirm", "create")
+    ),
+    "the blocking face, two processes, any fault": scenario(
+        "crash", "evict", "fail clear", "fail fill", "lose lock", blocking=True, services=2
+    ),
+}
+"""Too large to be run whole in a few minutes."""
