@@ -28,13 +28,6 @@ LOCKS = {
 }
 # Three at a time, for two cores: many wait for a server. None is left with all the long ones.
 PARALLEL = ["-n", "3", "--dist", "worksteal"]
-# How much more `soak` does than `test`: kills with each claim on each database, rounds of each
-# race, and sequences of operations.
-SOAK = {
-    "SLOTCACHE_TEST_KILLS": "100",
-    "SLOTCACHE_TEST_ROUNDS": "10",
-    "HYPOTHESIS_PROFILE": "long",
-}
 # The examples that start a server; all others get by with less.
 NEED_SERVERS = {"many_processes"}
 SERVED = {"fastapi_app"}  # by a web server: its docstring says how
@@ -92,13 +85,13 @@ def compat(args: "list[str]") -> int:
 
 
 def soak(args: "list[str]") -> int:
-    """Look for rare failures of holds, for twenty minutes; arguments go to pytest."""
-    for name, value in SOAK.items():
-        os.environ.setdefault(name, value)
-    names = ["hold_kills", "hold_machine", "races", "transactions"]
-    files = ["tests/test_{}.py".format(name) for name in names]
-    pytest = ["python", "-m", "pytest", *PARALLEL, "-o", "timeout=1800"]
-    return Environment("test").become(*pytest, *(args or files))
+    """Look for rare failures, for twenty minutes or so many; --seed, --only and --help."""
+    return Environment("test").become("python", "-m", "tests.soak", *args)
+
+
+def mutate(args: "list[str]") -> int:
+    """Change the core in each place, and see the tests fail: modules by name, else all (hours)."""
+    return Environment("mutate").become("python", "-m", "tests.mutation", *args)
 
 
 def lint(_args: "list[str]") -> int:
@@ -151,7 +144,7 @@ def lock(args: "list[str]") -> int:
 
 TASKS = {
     task.__name__: task
-    for task in (demo, test, soak, lint, types, bench, lowest, compat, fix, lock)
+    for task in (demo, test, soak, mutate, lint, types, bench, lowest, compat, fix, lock)
 }
 
 

@@ -27,6 +27,7 @@ from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.protocols import Loaded
 from slotcache.sql import AsyncSqlSlots, SqlSlots, waits
 from slotcache.sql import slots as sql_slots
+from slotcache.testing import ManualClock
 from slotcache.worlds import SystemClock
 
 from .support.box_office import OPERATIONS, box_office
@@ -284,12 +285,12 @@ async def in_threads(strike, slots, cache):
 
 
 async def waits_in_threads(strike, slots, cache):
-    """Another process has the lock, and the clock blocks, too."""
+    """Another process has the lock, and the clock blocks, too: in no time, so that it is asked."""
     locks = cache.locks()
     lock = locks.acquire(LOCK, ttl=60)
     policy = AvailabilityPolicy(lock_timeout=0.004)
     async with AsyncSlotAvailabilityService(
-        slots, cache=cache, policy=policy, clock=SystemClock()
+        slots, cache=cache, policy=policy, clock=ManualClock()
     ) as readers:
         readers._refill._jitter = lambda: 0.5
         await strike.of(readers.get_availability())

@@ -55,7 +55,9 @@ from .support.sql import CLAIMS, ON_SERVERS, Place, check_books, free, on_connec
 from .support.threads import PATIENCE, spawn
 from .support.worlds import World, Worlds, inner_engine
 
-CALLERS = 16
+CALLERS = int(os.environ.get("SLOTCACHE_TEST_CALLERS", "8"))
+"""How many meet in each race; it is even, and more than six."""
+
 RACED = ("given", *ON_SERVERS)
 """On a plain SQLite engine the tables do not share their turns."""
 
@@ -115,7 +117,7 @@ def standing_crowd(
 
 @pytest.fixture
 def crowd(standing_crowd: Crowd) -> Iterator[Crowd]:
-    """Sixteen tables, empty, whose books balance in the end."""
+    """So many tables, empty, whose books balance in the end."""
     yield cleared(standing_crowd)
     check_books(standing_crowd.table)
 

@@ -95,8 +95,18 @@ class Desk:
 
 ON_FILE = ("file", "counted", "asyncio")
 
-DESKS = [*EACH, ("postgres", "on_hold", "asyncio"), ("mariadb", "counted", "asyncio")]
-"""What `Desks.desk` makes: a database, a claim, and a world, if it is not the blocking one."""
+DESKS = [
+    ("file", "counted"),
+    ("memory", "on_hold"),
+    ("postgres", "counted"),
+    ("postgres", "on_hold", "asyncio"),
+    ("mariadb", "counted", "asyncio"),
+    ("mariadb", "on_hold"),
+]
+"""What `Desks.desk` makes: a database, a claim, and a world, if it is not the blocking one.
+
+Every database with every claim, and each server in both worlds, which send it the same statements.
+"""
 
 on_one_desk = pytest.mark.parametrize("desk", [EACH[0], ON_FILE], ids="-".join, indirect=True)
 """For a test of what is the same with all databases and claims."""

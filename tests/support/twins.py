@@ -228,11 +228,11 @@ TWINS = {
         "(P1)", "fail clear", prepare=believe_a_cache_that_owes_a_clear
     ),
     "a note that goes with any answer": twin(
-        "(P1)", "fail clear", writers=2, prepare=drop_a_note_with_any_answer
+        "(P1)", "fail clear", turns=2, writers=2, prepare=drop_a_note_with_any_answer
     ),
     "a hit that outlives its ttl": twin("(P2)", "a ttl passes", cache=Immortal),
     "an old answer for who just came": twin(
-        "(P2)", "a ttl passes", prepare=pass_answers_on(since=math.inf)
+        "(P2)", "a ttl passes", turns=4, prepare=pass_answers_on(since=math.inf)
     ),
     "a stale answer not called so": twin(
         "(P2)", "a ttl passes", turns=3, readers=3, services=2, prepare=say_nothing_of_staleness
