@@ -151,6 +151,7 @@ CAMPAIGNS: dict[str, Callable[[Soak], None]] = {
     "histories": lambda soak: soak.pytest(
         "tests/spec/test_histories.py", SLOTCACHE_TEST_HISTORY="60"
     ),
+    "files": lambda soak: soak.pytest("tests/test_file_schedules.py", SLOTCACHE_TEST_ROUNDS="20"),
     "kills": lambda soak: soak.pytest(
         *("tests/test_hold_kills.py", "tests/test_transaction_kills.py"), SLOTCACHE_TEST_KILLS="20"
     ),

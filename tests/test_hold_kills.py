@@ -217,8 +217,9 @@ def test_a_database_that_is_killed_is_a_failure_until_it_is_back(
 
 
 @pytest.fixture(params=ON_SERVERS)
-def table(request: pytest.FixtureRequest, place_of: PlaceOf) -> Iterator[SqlSlots]:
-    with opened(request.param, place_of(request.param)) as slots:
+def table(request: pytest.FixtureRequest) -> Iterator[SqlSlots]:
+    """In a database of its own, whose connections may be ended."""
+    with opened(request.param, request.getfixturevalue(f"{request.param}_url")) as slots:
         slots.add([(1, PLACES)])
         yield slots
 

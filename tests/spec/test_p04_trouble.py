@@ -18,10 +18,11 @@ it is: they may show the old list for a `ttl` (P2).
 
 Shown: A service whose every call of cache and locks may fail, in nine ways, is driven through
 random reads, changes, changes elsewhere and pauses, and each answer is compared with the table, on
-each backend and in both worlds. Twins are caught that raise what the cache raises, forget a clear
-that was not delivered, or believe whatever they are told. What real servers, disks and links do
-wrong is tried in `tests/test_redis_faults.py` and `tests/test_file_cache.py`; damaged bytes are
-P10's.
+each backend and in both worlds. The code that ships is run through every schedule of readers and a
+writer in which one call of the cache fails, before it took effect or after that. Twins are caught
+that raise what the cache raises, forget a clear that was not delivered, or believe whatever they
+are told. What real servers, disks and links do wrong is tried in `tests/test_redis_faults.py` and
+`tests/test_file_cache.py`; damaged bytes are P10's.
 """
 
 import logging
@@ -35,7 +36,9 @@ from slotcache.events import Health
 from slotcache.guard import Guard
 from slotcache.trouble import Trouble
 from tests.support.backends import Storage, choices, try_out
+from tests.support.exploring import no_schedule_breaks
 from tests.support.faults import FAULTS, LATE, Faulty, Gone
+from tests.support.scenarios import SPEC
 from tests.support.shelf import ScopedShelf, left
 from tests.support.threads import Counted, Gate, spawn
 from tests.support.worlds import one_world
@@ -291,3 +294,11 @@ def test_a_twin_that_lacks_one_guard_is_noticed(memory, monkeypatch, twin):
 
     with pytest.raises((AssertionError, Gone, TimeoutError)):
         try_out(judged, histories)
+
+
+@one_world("the explorer runs the flow of both worlds by itself")
+@pytest.mark.parametrize("happening", SPEC["P4"])
+def test_no_schedule_in_which_a_call_of_the_cache_fails_breaks_a_promise(
+    happening, record_property
+):
+    no_schedule_breaks(record_property, f"P4: {happening}", SPEC["P4"][happening])

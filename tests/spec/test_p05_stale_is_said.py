@@ -15,7 +15,8 @@ tell a stale list from a fresh one.
 
 Shown: A service is driven through random changes, pauses, loads, failures of the table and locks
 that somebody holds, under random policies, on each backend and in both worlds; a model in few lines
-reckons from this promise what each read has to tell. The sentences after it show one case each.
+reckons from this promise what each read has to tell. The sentences after it show one case each. The
+code that ships is run through every schedule of two readers and a writer in which a query fails.
 Twins that serve what was cleared, serve for too long, hide that a list is stale or store a direct
 answer are caught.
 """
@@ -31,7 +32,9 @@ from slotcache import AvailabilityPolicy, Source
 from slotcache.flight import Answer
 from slotcache.refill import Refill
 from tests.support.backends import Storage, try_out
+from tests.support.exploring import no_schedule_breaks
 from tests.support.faults import Faulty
+from tests.support.scenarios import SPEC
 from tests.support.shelf import Shelf, left
 from tests.support.worlds import one_world
 
@@ -332,3 +335,9 @@ def test_a_twin_is_noticed_that(memory, monkeypatch, twin):
 
     with pytest.raises((AssertionError, TableFailed)):
         try_out(judged, st.tuples(policies, histories))
+
+
+@one_world("the explorer runs the flow of both worlds by itself")
+@pytest.mark.parametrize("happening", SPEC["P5"])
+def test_no_schedule_in_which_a_query_fails_breaks_a_promise(happening, record_property):
+    no_schedule_breaks(record_property, f"P5: {happening}", SPEC["P5"][happening])

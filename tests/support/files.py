@@ -135,8 +135,8 @@ class Thread(Actor):
         command: str = self._greenlet.parent.switch()
         return command
 
-    def state(self, names: Mapping[str, str] = NO_NAMES) -> Hashable:
-        return "killed" if self.crashed else super().state(names)
+    def state(self, names: Mapping[str, str] = NO_NAMES, *, is_awaited: bool = False) -> Hashable:
+        return "killed" if self.crashed else super().state(names, is_awaited=is_awaited)
 
     def resume(self, command: str) -> None:
         self._greenlet.switch(command)

@@ -49,19 +49,23 @@ SPEC: dict[str, dict[str, Scenario]] = {
     "P4": {
         "a clear fails, one process": scenario("fail clear"),
         "a fill fails, one process": scenario("fail fill"),
-        "a look fails, one process": scenario("fail look"),
+        "a look fails, one process, one reader": scenario("fail look", readers=1),
     },
-    "P5": in_processes("a query fails", "fail query"),
+    "P5": {"a query fails, one process": scenario("fail query")},
     "P11": {
         **in_processes("no lock excludes anybody", locks=NoLocks, exclusive=False),
         **in_processes("a lock is lost", "lose lock"),
         **in_processes("a lock is granted twice", "grant twice"),
-        **in_processes("the lock or its release fails", "fail lock", "fail release"),
+        "the lock fails, one process": scenario("fail lock"),
+        **in_processes("its release fails", "fail release"),
     },
 }
 """By promise, and what happens: two readers and a writer, where nothing else is said."""
 
 LONG = {
+    "a look fails": scenario("fail look"),
+    "a query fails, two processes": scenario("fail query", services=2),
+    "the lock fails, two processes": scenario("fail lock", services=2),
     "three readers, one writer": scenario(readers=3),
     "three readers, one writer, two processes": scenario(readers=3, services=2),
     "two readers, two writers": scenario(writers=2),
@@ -75,6 +79,7 @@ LONG = {
     "two processes, a call of the cache fails": scenario(
         "fail clear", "fail fill", "fail look", services=2
     ),
+    "a hold is made, two readers": scenario(writers=0, holds=("create",)),
     "holds of all kinds, two readers": scenario(
         "crash", "fail change", "fail clear", writers=0, holds=("cancel", "confirm", "create")
     ),

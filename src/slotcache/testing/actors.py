@@ -71,15 +71,21 @@ class Actor:
         """Add to the digest of all that it has got to know."""
         self.observed = hash((self.observed, what))
 
-    def state(self, names: Mapping[str, str] = NO_NAMES) -> Hashable:
-        """Return all that its future depends on, beside what is shared."""
+    def waits_for(self) -> tuple[str, int] | None:
+        """Return the event that it waits for: who made it, and its number among theirs."""
+        event = None if self.finished or self.crashed else self.pending.event
+        return None if event is None else event.identity
+
+    def state(self, names: Mapping[str, str] = NO_NAMES, *, is_awaited: bool = False) -> Hashable:
+        """Return all that its future depends on, beside what is shared.
+
+        Once it is over, that is nothing, unless it is awaited: how it ended is what somebody waits
+        to hear.
+        """
         if self.finished or self.crashed:
-            return self.finished
-        event = self.pending.event
-        waits_for = None
-        if event is not None:
-            maker, number = event.identity
-            waits_for = names.get(maker, maker), number
+            return self.finished, self.observed if is_awaited else 0
+        event = self.waits_for()
+        waits_for = None if event is None else (names.get(event[0], event[0]), event[1])
         return self.pending.what, self.pending.until, waits_for, self.observed, self.patience
 
     def resume(self, command: str) -> None:

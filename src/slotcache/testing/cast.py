@@ -88,8 +88,12 @@ class Cast:
             for key, flights in service._refill._flights._flying.items()
         )
         troubles = tuple(one.state() for one in self._troubles)
-        actors = sorted((names[actor.name], actor.state(names)) for actor in self.actors)
-        return flying, troubles, tuple(actors)
+        awaited = {event[0] for actor in self.actors if (event := actor.waits_for())}
+        actors = {
+            names[actor.name]: actor.state(names, is_awaited=actor.name in awaited)
+            for actor in self.actors
+        }
+        return flying, troubles, tuple(sorted(actors.items()))
 
     def is_flying(self) -> bool:
         """Whether any flight has not landed."""
@@ -97,7 +101,7 @@ class Cast:
 
     def process_of(self, actor: Actor) -> int:
         """Return the number of its process."""
-        return self._services.index(actor.service) if actor.service in self._services else -1
+        return self._services.index(actor.service)
 
     def others(self, service: object) -> Iterator[Actor]:
         """Yield who, but the current actor, may still use this service."""

@@ -73,7 +73,8 @@ def explore(
       the same, and less could be expected of it.
     - Of actors that do the same through one service, or each through its own, it does not matter
       which is which: states that differ in that alone are equal.
-    - What is over has no future: how a finished actor came to its end is no part of a state.
+    - What is over has no future: how a finished actor came to its end is no part of a state, unless
+      somebody waits to hear that.
     - A loss (of a record, a list, a lock) strikes right before a call that can tell: it commutes
       with all others.
     - A follower gives up waiting early only once: finding its leader alive changes nothing.

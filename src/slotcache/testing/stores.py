@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from slotcache.protocols import CacheBackend, Entry, Generation, LockProvider, Miss
 
 if TYPE_CHECKING:
+    from slotcache.testing.actors import Actor
     from slotcache.testing.world import World
 
 __all__ = ["MemoryStore", "OwnStore", "Store"]
@@ -30,8 +31,8 @@ class Store(Protocol):
     def state(self) -> Hashable:
         """Return all that later answers depend on."""
 
-    def asked(self, what: str, service: int, knowing: int) -> None:
-        """Note that a process called it, in somebody's name who knows so much."""
+    def asked(self, what: str, by: Actor) -> None:
+        """Note that somebody is about to call it."""
 
     def known(self, answer: object) -> object:
         """Return what an actor gets to know by an answer."""
@@ -70,7 +71,7 @@ class MemoryStore:
         kept = tuple((key, records[key].generation, records[key].copy) for key in sorted(records))
         return kept, tuple(self._cache._fresh.items())
 
-    def asked(self, what: str, service: int, knowing: int) -> None:
+    def asked(self, what: str, by: Actor) -> None:
         """As `Store.asked`: it is seen in the records."""
 
     def known(self, answer: object) -> object:
@@ -125,9 +126,10 @@ class OwnStore:
         """As `Store.state`."""
         return self._asked
 
-    def asked(self, what: str, service: int, knowing: int) -> None:
+    def asked(self, what: str, by: Actor) -> None:
         """As `Store.asked`: what somebody asks for follows from what it knows."""
-        self._asked = hash((self._asked, self._world.time, what, service, knowing))
+        process = self._world.cast.process_of(by)
+        self._asked = hash((self._asked, self._world.time, what, process, by.observed))
 
     def known(self, answer: object) -> object:
         """As `Store.known`; epochs go by the order in which they came up, instants by nothing."""

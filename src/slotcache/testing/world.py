@@ -200,7 +200,7 @@ class World:
             return effect()
         command = await self.stop(what)
         self.touched = True
-        self.store.asked(what, self.cast.process_of(self.current), self.current.observed)
+        self.store.asked(what, self.current)
         answer = instead() if command == "lie" and instead is not None else effect()
         self.note(what, answer)
         await self.stop(f"{what} answer")
