@@ -344,6 +344,32 @@ def test_a_list_that_was_filled_here_costs_a_stat_at_once(folder):
         assert files.called == ["fstat", "stat"]
 
 
+def test_a_look_at_a_list_that_is_known_decodes_nothing(cache, monkeypatch):
+    entry = fill(cache)
+    monkeypatch.setattr("slotcache.file.cache.decode", None)
+
+    assert cache.look("k").copy is entry
+
+
+@pytest.mark.parametrize(("late", "is_fresh"), [(9.5, True), (10.0, False)])
+def test_a_fill_that_has_no_life_left_is_fresh_for_nobody(folder, late, is_fresh):
+    clock = ManualClock(start=0.0)
+    with FileCache(folder, clock=clock) as cache:
+        miss = cache.look("k")
+        clock.advance(late)
+        entry = cache.fill("k", miss, TEN, **TIMES)
+
+    assert (entry is not None) is is_fresh
+
+
+@pytest.mark.parametrize(("generation", "look"), [("its own", None), (None, 0.0)])
+def test_a_fill_after_a_look_that_was_no_answer_is_dropped(cache, generation, look):
+    generation = generation and cache.look("k").generation
+
+    assert cache.fill("k", Miss(generation, look), TEN, **TIMES) is None
+    assert cache.look("k").copy is None
+
+
 def test_a_list_whose_life_is_over_is_not_asked_for(folder):
     clock = ManualClock(start=0.0)
     with FileCache(folder, clock=clock) as cache:
@@ -456,6 +482,16 @@ def test_a_record_that_is_removed_as_it_is_opened_is_not_believed(folder, elsewh
 
         assert isinstance(before, Miss)
         assert left(cache.read("k").availability) == 9
+
+
+def test_a_record_with_another_epoch_than_it_was_made_with_is_made_anew(cache, elsewhere, folder):
+    made = fill(cache).generation.epoch
+    record = the_file(folder, ".record")
+    data = bytearray(record.read_bytes())
+    data[8] ^= 1
+    record.write_bytes(data)
+
+    assert elsewhere.read("k").generation.epoch not in {made, made ^ 1}
 
 
 def test_a_record_that_grew_too_long_starts_anew(folder, monkeypatch):
@@ -621,6 +657,57 @@ def test_a_fill_from_before_the_clears_that_a_cut_record_has_lost_is_dropped(
         assert isinstance(each.read("k"), Miss)
 
 
+def test_a_cut_record_that_somebody_removes_first_is_made_anew(folder, elsewhere):
+    files = Files()
+    with FileCache(folder, files=files) as cache:
+        cache.look("k")
+        size = the_file(folder, ".record").stat().st_size
+        cache.clear("k")
+        fill(elsewhere)
+        os.truncate(the_file(folder, ".record"), size)
+        files.unlink = lambda path: (Path(path).unlink(), Path(path).unlink())
+
+        assert cache.look("k").copy is None
+
+
+def test_a_look_that_a_clear_and_a_fill_overtake_finds_their_list(folder, elsewhere):
+    files = Files()
+
+    def overtaken(path, *how):
+        if path.endswith(".list"):
+            files.open = os.open
+            elsewhere.clear("k")
+            fill(elsewhere, availability=NINE)
+        return os.open(path, *how)
+
+    with FileCache(folder, files=files) as cache:
+        fill(cache)
+        files.open = overtaken
+        found = cache.look("k")
+
+    assert found.copy.availability == NINE
+    assert found.copy.generation.covers(found.generation)
+    assert isinstance(elsewhere.read("k"), Entry)
+
+
+def test_a_record_that_is_never_found_once_it_was_made_is_an_error_that_says_so(folder):
+    files = Files()
+    with FileCache(folder, files=files) as cache:
+        files.link = lambda *_names: None
+
+        with pytest.raises(OSError, match="the record of 'k' is removed again and again"):
+            cache.look("k")
+
+
+def test_the_locks_of_a_cache_end_by_its_clock(folder):
+    clock = ManualClock(start=0.0)
+    with FileCache(folder, clock=clock) as cache:
+        cache.locks().acquire("l", ttl=10)
+        clock.advance(10)
+
+        assert cache.locks().acquire("l", ttl=10) is not None
+
+
 @pytest.mark.parametrize("suffix", [".record", ".list"])
 def test_a_file_of_another_key_is_a_miss(cache, elsewhere, folder, suffix):
     fill(cache, "k")
@@ -758,6 +845,18 @@ def test_a_clear_gets_through_on_a_full_disk(folder, elsewhere):
         assert isinstance(found, Miss)
         assert found.copy is None
         assert found.generation.epoch != before.epoch
+
+
+def test_a_clear_on_a_full_disk_gets_through_when_somebody_removes_the_record_first(folder):
+    files = full_disk()
+    with FileCache(folder, files=files) as cache:
+        fill(cache)
+        files.has_failed = True
+        files.unlink = lambda path: (Path(path).unlink(), Path(path).unlink())
+        cache.clear("k")
+        files.has_failed = False
+
+        assert isinstance(cache.read("k"), Miss)
 
 
 def test_a_clear_of_every_list_gets_through_on_a_full_disk(folder, elsewhere):
@@ -996,17 +1095,19 @@ def age(folder, seconds):
 
 
 def test_a_running_cache_sweeps_once_an_hour(folder):
-    clock = ManualClock(start=0.0)
+    clock = ManualClock(start=10 * HOUR)
     with FileCache(folder, clock=clock) as cache:
-        fill(cache, "out of use")
-        age(folder, 2 * HOUR)
-        fill(cache)
-        assert len(names(folder)) == 4
-        clock.advance(HOUR + 1)
-        fill(cache)
+        for _ in range(2):
+            fill(cache, "out of use")
+            age(folder, 2 * HOUR)
+            clock.advance(HOUR - 1)
+            fill(cache)
+            assert len(names(folder)) == 4
+            clock.advance(2)
+            fill(cache)
 
-        assert len(names(folder)) == 2
-        assert isinstance(cache.read("k"), Entry)
+            assert len(names(folder)) == 2
+            assert isinstance(cache.read("k"), Entry)
 
 
 def test_a_list_that_was_swept_too_early_costs_a_query(folder):

@@ -12,7 +12,16 @@ from uuid import UUID
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from slotcache import TRANSITIONS, Hold, HoldState, SlotcacheError
+import pytest
+
+from slotcache import (
+    TRANSITIONS,
+    Hold,
+    HoldExpired,
+    HoldState,
+    IllegalTransition,
+    SlotcacheError,
+)
 from slotcache.lifecycle import next_state
 
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "life-of-a-hold.md"
@@ -254,6 +263,25 @@ def test_what_has_expired_lives_again_by_one_way_alone():
         if before is HoldState.EXPIRED and after is not HoldState.EXPIRED
     }
     assert moves == {"reacquire": HoldState.CONFIRMED}
+
+
+def test_who_wants_a_live_hold_is_told_which_one_expired_and_when():
+    hold = hold_that_is(HoldState.EXPIRED)
+
+    with pytest.raises(HoldExpired) as raised:
+        next_state(hold, "confirm")
+
+    assert (raised.value.hold_id, raised.value.expires_at) == (hold.id, hold.expires_at)
+
+
+def test_a_move_that_leads_nowhere_names_the_hold_its_state_and_the_move():
+    hold = hold_that_is(HoldState.CANCELLED)
+
+    with pytest.raises(IllegalTransition) as raised:
+        next_state(hold, "confirm")
+
+    error = raised.value
+    assert (error.hold_id, error.state, error.operation) == (hold.id, hold.state, "confirm")
 
 
 def test_every_state_is_reached_from_a_new_hold():

@@ -76,6 +76,16 @@ def test_a_clock_may_count_in_whole_numbers():
     assert cache.read("k") is entry is not None
 
 
+@pytest.mark.parametrize(("late", "is_fresh"), [(9.9, True), (10.0, False)])
+def test_a_fill_that_has_no_life_left_is_fresh_for_nobody(cache, clock, late, is_fresh):
+    miss = cache.read("k")
+    clock.advance(late)
+
+    entry = cache.fill("k", miss, TEN, **TIMES)
+
+    assert (entry is not None) is is_fresh
+
+
 def test_a_fill_under_a_lost_record_is_dropped(clock):
     cache = MemoryCache(maxsize=1, clock=clock)
     miss = cache.read("k")
@@ -86,6 +96,14 @@ def test_a_fill_under_a_lost_record_is_dropped(clock):
     assert again.copy is None
     assert again.generation.epoch != miss.generation.epoch
     assert cache.fill("k", miss, TEN, **TIMES) is None
+    assert cache.read("k").copy is None
+
+
+@pytest.mark.parametrize(("generation", "look"), [("its own", None), (None, 0.0)])
+def test_a_fill_after_a_look_that_was_no_answer_is_dropped(cache, generation, look):
+    generation = generation and cache.read("k").generation
+
+    assert cache.fill("k", Miss(generation, look), TEN, **TIMES) is None
     assert cache.read("k").copy is None
 
 
@@ -155,6 +173,12 @@ def test_a_lock_that_expires_while_it_is_released_was_no_longer_yours():
     for ttl in range(1, 12):
         locks = MemoryLocks(clock=Ticking())
         assert locks.release(locks.acquire("l", ttl=ttl)) in (True, False)
+
+
+def test_the_locks_of_a_cache_end_by_its_clock(cache, clock):
+    cache.locks().acquire("l", ttl=10)
+    clock.advance(10)
+    assert cache.locks().acquire("l", ttl=10) is not None
 
 
 def test_locks_left_behind_do_not_pile_up(locks, clock):

@@ -282,6 +282,14 @@ def test_a_list_is_no_longer_fresh_when_a_hash_was_lost(cache, lost, redis_serve
     assert expect_miss(cache.read(KEY)).copy is None
 
 
+@pytest.mark.parametrize(("generation", "look"), [("its own", None), (None, 0)])
+def test_a_fill_after_a_look_that_was_no_answer_is_dropped(cache, generation, look):
+    generation = generation and expect_miss(cache.read(KEY)).generation
+
+    assert fill(cache, Miss(generation, look), 10) is None
+    assert expect_miss(cache.read(KEY)).copy is None
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_record_whose_clears_are_no_number_is_made_anew(cache, which, redis_server, keys):
     fill(cache, expect_miss(cache.read(KEY)), 10)

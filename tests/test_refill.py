@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from slotcache import Availability, AvailabilityPolicy, Source
+from slotcache.events import Stats
 from slotcache.flight import Answer, Flight
 from slotcache.memory import MemoryCache
 from slotcache.protocols import Generation, Lock, Miss
@@ -164,7 +165,9 @@ def test_a_failing_database_leaves_the_expired_copy(staged, caplog):
 
     with caplog.at_level(logging.WARNING, "slotcache"):
         assert stage.read().source is Source.STALE
-    assert "expired copy is served" in caplog.text
+    (record,) = caplog.records
+    assert record.message == f"the load of '{KEY}' failed; its expired copy is served"
+    assert isinstance(record.exc_info[1], ConnectionError)
 
 
 def test_a_failing_database_without_a_copy_is_the_database_s_error(staged):
@@ -211,8 +214,12 @@ def test_a_waiter_takes_a_copy_that_a_clear_outran_if_it_covers_its_first_look(s
         assert stage.somebody_fills(theirs, 7) is None
 
     stage.clock.during_sleep = change_and_fill
+    began = stage.clock.now()
 
-    assert left(stage.read().availability) == 7
+    reading = stage.read()
+
+    assert (reading.source, left(reading.availability)) == (Source.CACHED, 7)
+    assert stage.clock.now() - began < 0.01
 
 
 def test_a_reader_from_after_the_clear_does_not_take_that_copy(staged):
@@ -253,6 +260,8 @@ def test_pauses_grow_with_the_time_waited_from_half_a_millisecond_to_fifty(stage
     assert pauses[0] <= 0.0011
     assert 0.020 <= max(pauses) <= 0.0501
     assert 100 < len(pauses) < 400
+    waited = [before - instants[0] for before in instants]
+    assert all(pause <= 0.001 + before / 10 for before, pause in zip(waited, pauses, strict=False))
 
 
 def test_pauses_are_jittered_so_that_processes_do_not_look_in_step(staged):
@@ -413,6 +422,19 @@ def test_a_follower_leads_anew_within_a_second_when_the_leader_vanished(staged):
     assert stage.flights._flying == {}
 
 
+def test_past_the_cache_a_query_whose_leader_vanished_is_not_waited_for_twice(staged, monkeypatch):
+    stage = staged()
+    vanished = Flight(stage.service._refill._clock.event(), alive=lambda: False)
+    stage.flights.board(KEY, None, vanished)
+    stage.flights.begin(vanished, None)
+    monkeypatch.setattr(stage.cache, "read", failing)
+    began = stage.clock.now()
+
+    assert stage.read().source is Source.DIRECT
+    assert stage.clock.now() - began <= 1.0
+    assert stage.flights._flying == {}
+
+
 def test_a_follower_of_a_failing_load_serves_its_own_expired_copy(staged):
     stage = staged()
     stage.read()
@@ -463,6 +485,17 @@ def test_an_answer_whose_load_stood_for_an_hour_is_not_given_to_who_just_came(st
     assert left(late.result(20).availability) == 3
 
 
+def test_an_old_answer_is_no_reason_to_serve_an_expired_copy(staged):
+    stage = staged(lock_timeout=1_000, stale_ttl=1_000)
+    stage.read()
+    stage.clock.advance(10)
+    flight, follower = follower_of_a_stranger(stage)
+    old = Answer(Availability.of([("slot", 10, 7)]), Source.LOADED, since=stage.clock.now() - 10)
+    stage.flights.land(KEY, flight, old)
+
+    assert follower.result(20).source is Source.LOADED
+
+
 def test_a_reader_whose_leader_was_interrupted_late_looks_before_it_goes_past_the_lock(staged):
     stage = staged()
     flight, follower = follower_of_a_stranger(stage)
@@ -503,6 +536,39 @@ def test_a_follower_serves_the_expired_copy_after_lock_timeout(staged):
     assert leader.result(20).source is Source.LOADED
 
 
+@pytest.mark.parametrize("lock_timeout", [0.0, 0.25])
+def test_a_follower_waits_no_longer_and_no_shorter_than_lock_timeout(staged, lock_timeout):
+    stage = staged(lock_timeout=lock_timeout)
+    stage.read()
+    stage.clock.advance(10)
+    _, follower = follower_of_a_stranger(stage)
+    began = stage.clock.now()
+
+    assert follower.result(20).source is Source.STALE
+    assert stage.clock.now() - began == pytest.approx(lock_timeout)
+
+
+def test_a_follower_with_an_expired_copy_is_given_what_its_leader_loads_in_time(staged):
+    stage = staged(lock_timeout=1_000)
+    stage.read()
+    stage.clock.advance(10)
+    gate, _, follower = follower_of(stage)
+    gate.open()
+
+    assert follower.result(20).source is Source.LOADED
+
+
+def test_a_value_that_the_leader_found_is_shared_with_a_follower_whom_it_covers(staged):
+    stage = staged(lock_timeout=1_000)
+    seen = stage.cache.look(KEY)
+    flight, follower = follower_of_a_stranger(stage)
+    found = Answer.of(stage.somebody_fills(seen, 7), Source.CACHED)
+    stage.flights.land(KEY, flight, found)
+
+    assert left(follower.result(20).availability) == 7
+    assert stage.service.stats() == Stats(shared=1)
+
+
 def test_a_follower_without_a_copy_stays_with_its_flight(staged):
     stage = staged(lock_timeout=0.1)
     gate, leader, follower = follower_of(stage)
@@ -515,8 +581,10 @@ def test_a_follower_without_a_copy_stays_with_its_flight(staged):
 def test_a_read_from_inside_its_own_load_raises(staged):
     stage = staged()
     stage.shelf.during_load = stage.read
+    advice = "let the load read the table, and nothing else"
+    told = f"^a read of '{KEY}' from inside its own load would wait for itself: {advice}$"
 
-    with pytest.raises(RuntimeError, match="inside its own load"):
+    with pytest.raises(RuntimeError, match=told):
         stage.read()
     stage.shelf.during_load = lambda: None
     assert stage.read().source is Source.LOADED
@@ -577,7 +645,8 @@ def test_a_failing_cache_costs_a_query(staged, operation, monkeypatch, caplog):
 
     assert left(first.availability) == left(second.availability) == 10
     assert stage.shelf.loads == 2
-    assert "the cache could not be" in caplog.text
+    assert caplog.messages[0].startswith("the cache could not be ")
+    assert caplog.messages[0].endswith(f": '{KEY}'")
     assert stage.cache.locks().acquire(LOCK, ttl=1) is not None
 
 

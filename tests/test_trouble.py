@@ -3,8 +3,9 @@
 import gc
 import logging
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from slotcache.events import Health, Stats
 from slotcache.memory import MemoryCache, MemoryLocks
 from slotcache.protocols import Entry
 from slotcache.testing import ManualClock
-from slotcache.trouble import PAUSE, Trouble
+from slotcache.trouble import PAUSE, Trouble, shared
 from tests.support.forks import in_child
 from tests.support.shelf import ScopedShelf, Shelf, left
 from tests.support.threads import Counted, Gate, spawn
@@ -523,6 +524,7 @@ def test_one_at_a_time_sees_to_it_and_another_when_that_one_has_died():
     assert not trouble.attend(), "there is nothing to see to"
     trouble.fail()
     assert trouble.attend()
+    assert not trouble.attend(), "who came first is about to begin"
     trouble.attended_while(lambda: alive)
     assert not trouble.attend()
 
@@ -541,6 +543,24 @@ def test_who_has_left_before_it_was_noted_that_they_came_is_not_waited_for():
     assert trouble.attend()
 
 
+@nothing_waits
+def test_who_asks_while_the_first_one_makes_it_is_given_the_same():
+    backend, gate = SimpleNamespace(), Gate()
+
+    def made_slowly():
+        gate()
+        return Trouble()
+
+    first = spawn(lambda: shared(backend, "trouble", Trouble, made_slowly))
+    gate.wait_for_somebody()
+    second = spawn(lambda: shared(backend, "trouble", Trouble))
+    with suppress(TimeoutError):
+        second.result(0.05)
+    gate.open()
+
+    assert second.result(20) is first.result(20)
+
+
 @pytest.mark.parametrize("world", Worlds.both, indirect=True)
 def test_a_cache_that_can_bear_no_attribute_is_refused(world):
     class Bare(MemoryCache):
@@ -551,7 +571,8 @@ def test_a_cache_that_can_bear_no_attribute_is_refused(world):
                 raise AttributeError(name)
             super().__setattr__(name, value)
 
-    with pytest.raises(TypeError, match="Bare can bear no attribute"):
+    share = "share what they know: leave __slots__ out, or add '__dict__' to them"
+    with pytest.raises(TypeError, match=f"^Bare can bear no attribute, by which .* {share}$"):
         world.service(Shelf(), cache=Bare())
 
 
@@ -588,7 +609,8 @@ def test_what_others_filled_is_known_too_once_a_reader_has_waited_for_it(stage):
     del stage.clock.sleep
     cut_off(stage)
 
-    assert stage.read().source is Source.STALE
+    reading = stage.read()
+    assert (reading.source, left(reading.availability)) == (Source.STALE, 10)
 
 
 def test_a_follower_is_given_what_was_last_known_too(stage):
@@ -640,6 +662,7 @@ def test_what_was_found_lives_no_longer_than_it_did_in_the_cache(stage):
 
 def test_what_was_found_ends_as_it_does_in_the_cache_whatever_the_policy_here(stage):
     rows = stage.shelf.load(None).availability
+    stage.clock.advance(3)
     stage.memory.fill(KEY, stage.memory.read(KEY), rows, ttl=5, stale_ttl=60)
     stage.world.run(stage.service._refill._look(KEY))
     stage.clock.advance(64.9)
@@ -671,6 +694,25 @@ def test_what_this_process_cleared_is_not_known_any_more(stage):
 
     with pytest.raises(Gone, match="the table"):
         stage.read()
+
+
+@pytest.mark.parametrize(
+    ("cleared", "known"), [(["JFK"], {"LAX"}), (["LAX"], {"JFK"}), ([], set())], ids=str
+)
+def test_what_was_cleared_is_not_known_any_more_and_the_rest_is(staged, cleared, known):
+    stage = staged(ScopedShelf())
+    for scope in ("JFK", "LAX"):
+        stage.service.read(scope)
+    cut_off(stage)
+    stage.service.clear_availability_cache(*cleared)
+
+    for scope in ("JFK", "LAX"):
+        if scope in known:
+            assert stage.service.read(scope).source is Source.STALE
+        else:
+            with pytest.raises(Gone, match="the table"):
+                stage.service.read(scope)
+    stage.service.close()
 
 
 def test_what_a_service_on_the_same_cache_cleared_is_not_known_any_more(stage):
@@ -767,18 +809,38 @@ def test_stats_count_queries_that_were_shared(stage):
 def test_stats_count_what_was_outrun_stale_direct_and_undelivered(stage):
     stage.shelf.during_load = lambda: stage.memory.clear(KEY)
     stage.read()
-    assert stage.service.stats() == Stats(loads=1, outrun=1)
+    stage.read()
+    assert stage.service.stats() == Stats(loads=2, outrun=2)
     stage.shelf.during_load = lambda: None
 
     stage.read()
     cut_off(stage)
     stage.read()
+    stage.read()
     stage.shelf.failure = None
     stage.read()
+    stage.read()
+    stage.service.clear_availability_cache()
     stage.service.clear_availability_cache()
     assert stage.service.stats() == Stats(
-        loads=4, outrun=1, stale=1, direct=1, clears=1, undelivered=1
+        loads=7, outrun=2, stale=2, direct=2, clears=2, undelivered=2
     )
+
+
+def test_stats_count_as_hits_what_others_filled_meanwhile(stage):
+    acquire = stage.locks._part.acquire
+
+    def filled_meanwhile(name, *, ttl):
+        rows = Shelf().load(None).availability
+        stage.memory.fill(KEY, stage.memory.look(KEY), rows, ttl=10, stale_ttl=60)
+        return acquire(name, ttl=ttl)
+
+    stage.locks._part.acquire = filled_meanwhile
+    stage.read()
+    stage.memory.clear(KEY)
+    stage.read()
+
+    assert stage.service.stats() == Stats(hits=2)
 
 
 # Closing, and forks.
