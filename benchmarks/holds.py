@@ -101,7 +101,7 @@ THOROUGH = Effort(
     scopes={"rounds": 30, "number": 20},
 )
 QUICK = Effort(
-    rates={part: {"rounds": 2, "seconds": 0.1} for part in RATES},
+    rates={part: {"rounds": 2, "seconds": 0.02} for part in RATES},
     loads={1_000: {"rounds": 2, "number": 1}},
     sizes=Sizes(many_slots=100, past_holds=100, slots_of_a_scope=10, many_scopes=10),
     creates={"rounds": 2, "number": 2},

@@ -107,6 +107,11 @@ class Scenario:
             raise ValueError(
                 f"nobody can {min(strange)!r} a hold here: choose from {sorted(HOLDS)}"
             )
+        if self.storage is not None and not callable(self.storage):
+            raise TypeError(
+                "storage must be a function that makes a new one for each schedule, a context "
+                f"manager of a Subject, not {self.storage!r:.80}"
+            )
         if self.storage is not None and (foreign := self.faults & _FAULTS_OF_MEMORY):
             raise ValueError(
                 f"a storage of yours is not told to have {min(foreign)!r} struck: have another "

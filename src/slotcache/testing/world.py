@@ -71,6 +71,7 @@ class World:
         self.current: Actor | None = None
         self.closed = False
         self._struck: frozenset[str] | None = None
+        self._raised = ""
         self._stack = ExitStack()
         self.held = HeldLocks(self)
         self.store: Store = OwnStore(self) if scenario.storage else MemoryStore(self)
@@ -121,16 +122,9 @@ class World:
             return
         if actor.pending.what in ("sleep", "wait"):
             self._let_time_pass(actor)
-        self.current = actor
-        try:
-            began = actor.pending.what == "start"
-            actor.resume(command)
-            if began:
-                actor.resume(command)
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation(f"{who} raised {error!r}") from error
+        self._resume(actor, command)
+        if self._raised:  # and the service has made the best of it (P4)
+            raise Violation(self._raised)
 
     def state(self) -> int:
         """Return a digest of everything that the future depends on.
@@ -201,7 +195,12 @@ class World:
         command = await self.stop(what)
         self.touched = True
         self.store.asked(what, self.current)
-        answer = instead() if command == "lie" and instead is not None else effect()
+        act = instead if command == "lie" and instead is not None else effect
+        try:
+            answer = act()
+        except Exception as error:
+            self._raised = f"{what} raised {error!r}, though no fault struck"
+            raise
         self.note(what, answer)
         await self.stop(f"{what} answer")
         return answer
@@ -234,6 +233,18 @@ class World:
         """As `Ports.runner`: the current actor, alive until it crashes."""
         assert self.current is not None
         return Alive(self.current, self)
+
+    def _resume(self, actor: Actor, command: str) -> None:
+        self.current = actor
+        try:
+            began = actor.pending.what == "start"
+            actor.resume(command)
+            if began:
+                actor.resume(command)
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(self._raised or f"{actor.name} raised {error!r}") from error
 
     def _is_ready(self, request: Request) -> bool:
         event = request.event
