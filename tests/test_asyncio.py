@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -800,6 +802,45 @@ class TestLoops:
 
         run(main())
         gc.collect()
+
+
+IN_TROUBLE_BY_HAND = """
+import asyncio, threading
+from slotcache import AsyncSlotAvailabilityService, Availability
+from slotcache.memory import MemoryCache
+from slotcache.protocols import Loaded
+from slotcache.testing import ManualClock
+
+class Gone(MemoryCache):
+    def read(self, key):
+        raise OSError("gone")
+
+class Table:
+    scope_type = None
+    async def load(self, scope):
+        return Loaded(Availability.of([(1, 2, 2)]))
+
+async def main():
+    service = AsyncSlotAvailabilityService(Table(), cache=Gone(), clock=ManualClock())
+    print((await service.read()).source.name)
+    while not any("slotcache" in thread.name for thread in threading.enumerate()):
+        await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_though_trouble_waits_for_a_clock_that_stands_still():
+    """Found by a test run that never came to its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TROUBLE_BY_HAND],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+    assert done.stdout == "DIRECT\n"
 
 
 class TestScopedSessions:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from slotcache._fork import forget_after_fork
@@ -22,7 +23,7 @@ from slotcache.protocols import (
     Scope,
     SlotRepository,
 )
-from slotcache.worlds import running_loop
+from slotcache.worlds import is_background, running_loop
 
 __all__ = ["ThreadedCache", "ThreadedClock", "ThreadedLocks", "ThreadedSlots", "Threads"]
 
@@ -186,4 +187,21 @@ class ThreadedEvent:
         self.set = event.set
 
     async def wait(self, timeout: float) -> bool:
+        if is_background.get():  # by a manual clock that is for ever
+            return await asyncio.wrap_future(_submit_beside(self._event.wait, timeout))
         return await self._threads.call(self._event.wait, timeout)
+
+
+def _submit_beside(call: Callable[..., ReturnT], *args: Any) -> Future[ReturnT]:
+    """Have something called in a thread of its own, for which no process waits at its end."""
+    future: Future[ReturnT] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run(context: Context) -> None:
+        try:
+            future.set_result(context.run(call, *args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, args=(copy_context(),), name="slotcache", daemon=True).start()
+    return future
