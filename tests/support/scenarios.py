@@ -30,9 +30,7 @@ SPEC: dict[str, dict[str, Scenario]] = {
         "two changes, one reader": scenario(readers=1, writers=2),
         "everything is cleared as well, one reader": scenario(readers=1, clears=1),
         "a hold is made, one reader": scenario(readers=1, writers=0, holds=("create",)),
-        "a hold is made, another is cancelled, one reader": scenario(
-            readers=1, writers=0, holds=("create", "cancel")
-        ),
+        "a hold is cancelled, one reader": scenario(readers=1, writers=0, holds=("cancel",)),
         "a hold is confirmed, and its transaction fails, one reader": scenario(
             "fail change", readers=1, writers=0, holds=("confirm",)
         ),
@@ -78,6 +76,9 @@ LONG = {
     ),
     "two processes, a call of the cache fails": scenario(
         "fail clear", "fail fill", "fail look", services=2
+    ),
+    "a hold is made, another is cancelled": scenario(
+        readers=1, writers=0, holds=("create", "cancel")
     ),
     "a hold is made, two readers": scenario(writers=0, holds=("create",)),
     "holds of all kinds, two readers": scenario(
