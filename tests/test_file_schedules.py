@@ -1,6 +1,6 @@
 """The shipped `FileCache`, through every schedule of single file operations: P1 and P2.
 
-As in `test_schedules.py`: what is explored is all that these processes can do to each other, and
+As in `spec/`: what is explored is all that these processes can do to each other, and
 the broken twins show that a broken promise would have been seen.
 """
 

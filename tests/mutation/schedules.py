@@ -1,6 +1,6 @@
 """Small worlds for mutants: every schedule of them, in a second or so each.
 
-No `test_` in the name: `dev.py mutate` alone runs it, for `tests/test_schedules.py` does the same
+No `test_` in the name: `dev.py mutate` alone runs it, for `tests/spec` does the same
 on more and larger worlds.
 """
 

@@ -21,7 +21,7 @@ everything with a model in dicts after each step. Then many callers meet behind 
 go at once. An order is broken off before each of its statements. And the database is asked to
 oversell by its own words. Twins with one guard taken out are noticed; more of them are in
 `test_races.py`, `test_oversell.py`, `test_shortcut.py` and `test_transactions.py`, each in
-`TestBrokenTwins`, with sixteen callers that share nothing but the database. Processes and whole
+`TestBrokenTwins`, with callers that share nothing but the database. Processes and whole
 databases are killed in `test_hold_kills.py` and `test_transaction_kills.py`.
 """
 

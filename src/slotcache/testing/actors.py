@@ -64,8 +64,9 @@ class Actor:
 
     def progress(self) -> int:
         """How far it is: what tells it from another one that is like it."""
-        place = (self.pending.what, self.pending.until, self.finished, self.crashed)
-        return hash((place, self.observed, self.patience))
+        if self.finished or self.crashed:
+            return hash(self.finished)
+        return hash((self.pending.what, self.pending.until, self.observed, self.patience))
 
     def observe(self, what: Hashable) -> None:
         """Add to the digest of all that it has got to know."""

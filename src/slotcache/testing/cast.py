@@ -53,6 +53,7 @@ class Cast:
         self._services: list[Any] = []
         self._troubles: list[NoticedTrouble] = []
         self._committed: dict[str, int] = {}
+        self._flows: list[Any] = []
         scenario = world.scenario
         for _ in range(max(1, scenario.services)):
             self._add_service(blocking=scenario.blocking)
@@ -68,6 +69,8 @@ class Cast:
         """Unwind every actor."""
         for actor in self.actors:
             actor.close()
+        for flow in self._flows:  # of a thread that never had its turn
+            flow.close()
         # They refer to each other: cut, they go at once, without a search by the garbage collector.
         for one in (*self._services, self):
             vars(one).clear()
@@ -83,7 +86,13 @@ class Cast:
     def state(self, names: Mapping[str, str]) -> Hashable:
         """Return all that is shared in a process, and where each actor is."""
         flying = frozenset(
-            (key, *((names[one.alive.who], one.begun, one.generation) for one in flights))
+            (
+                key,
+                *(
+                    (names[one.alive.who], one.begun, self._world.store.known(one.generation))
+                    for one in flights
+                ),
+            )
             for service in self._services
             for key, flights in service._refill._flights._flying.items()
         )
@@ -121,7 +130,9 @@ class Cast:
         """Note that the current actor's change is committed, with so many places taken now."""
         world = self._world
         assert world.current is not None
-        self._committed[world.current.name] = world.judge.commit(world.time, taken)
+        version = world.judge.commit(world.time, taken)
+        world.current.observe(version)
+        self._committed[world.current.name] = version
 
     def _add(self, actor: Actor) -> Actor:
         self.actors.append(actor)
@@ -135,8 +146,9 @@ class Cast:
             name = f"{kind} {number + 1}"
             actor = self._actor(name, body, service)
             actor.service = service
-            # A failing call concerns one process, so that each is another then.
-            if not scenario.calls_may_fail:
+            # A failing call concerns one process, and a storage may keep something for each: there
+            # it does matter which is which.
+            if not scenario.calls_may_fail and scenario.storage is None:
                 actor.alone = kind != "reader" or scenario.readers <= scenario.services
             self._add(actor)
 
@@ -186,6 +198,7 @@ class Cast:
     def _in_background(self, service: Any, blocking: bool, flow: Any) -> Callable[[], bool]:
         """Add an actor that sees to a service's trouble."""
         name = f"recovery {len(self.actors)}"
+        self._flows.append(flow)
         actor = (
             ThreadActor(name, functools.partial(run, flow)) if blocking else TaskActor(name, flow)
         )

@@ -53,6 +53,7 @@ class Run(Protocol):
     def choices(self) -> list[Choice]: ...
     def step(self, choice: Choice) -> None: ...
     def state(self) -> int: ...
+    def role_of(self, who: str) -> str: ...
     def events(self) -> list[Event]: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
@@ -205,7 +206,8 @@ class _Search:
     def _state(self, world: Run, path: list[Choice], turns: int) -> int:
         if not self._is_bound:
             return world.state()
-        return hash((world.state(), turns, path[-1][0] if path else None))
+        last = next((who for who, _ in reversed(path) if who != "world"), "")
+        return hash((world.state(), turns, world.role_of(last)))
 
     def _is_new(self, before: int, state: int) -> bool:
         self.ways.setdefault(before, []).append(state)
@@ -245,21 +247,30 @@ def sample_runs(begin: Callable[[], Run], *, runs: int, seed: int) -> Exploratio
     dice = random.Random(seed)
     states: set[int] = set()
     for run in range(runs):
-        world = begin()
-        path: list[Choice] = []
-        try:
-            while choices := world.choices():
-                path.append(dice.choice(choices))
-                world.step(path[-1])
-                states.add(world.state())
-            world.finish()
-        except Violation as broken:
-            found = _timeline(world, path, broken)
-            world.close()
-            return Exploration(run + 1, len(states), False, _simplest(begin, _ENOUGH) or found)
-        finally:
-            world.close()
+        found = _run_at_random(begin, dice, states)
+        if found is not None:
+            simplest = _simplest(begin, _ENOUGH) or found
+            return Exploration(run + 1, len(states), complete=False, counterexample=simplest)
     return Exploration(runs, len(states), complete=False, counterexample=None)
+
+
+def _run_at_random(
+    begin: Callable[[], Run], dice: random.Random, states: set[int]
+) -> Timeline | None:
+    """Run one schedule, noting the states on its way; return it if it breaks a promise."""
+    world = begin()
+    path: list[Choice] = []
+    try:
+        while choices := world.choices():
+            path.append(dice.choice(choices))
+            world.step(path[-1])
+            states.add(world.state())
+        world.finish()
+    except Violation as broken:
+        return _timeline(world, path, broken)
+    finally:
+        world.close()
+    return None
 
 
 def replay_run(begin: Callable[[], Run], schedule: Iterable[Choice]) -> Timeline:

@@ -157,7 +157,7 @@ class SimulatedClock:
         world = self._world
         if world.current is not None:
             world.current.observe(world.time)
-        return world.time
+        return world.now()
 
     async def sleep(self, seconds: float) -> None:
         await self._world.stop("sleep", self._world.time + seconds)

@@ -136,6 +136,10 @@ class World:
         judged = (self.judge.state(names), self.held.state(names))
         return hash((shared, judged, self.cast.state(names)))
 
+    def role_of(self, who: str) -> str:
+        """Return what an actor is called in the state."""
+        return self.cast.names().get(who, who)
+
     def events(self) -> list[Event]:
         """Return what has happened."""
         return [
