@@ -1,7 +1,7 @@
 """Look for what is rare: `python3 dev.py soak [MINUTES] [--seed N] [--only CAMPAIGN ...]`.
 
 A time-boxed, seeded run, which tells what it does and in the end what it has covered. Each campaign
-has its turn, with another seed each time, until the time is over:
+has its turn, in an order that the seed decides, and another seed each time, until time is up:
 
 - schedules: all of the spec's, and its broken twins; with --json that is written to
   benchmarks/results/schedules.json.
@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,8 +62,10 @@ class Soak:
         self.covered: Counter[str] = Counter()
         self.measured: dict[str, Any] = {}
         self.dice = random.Random(seed)
-        self._until = time.monotonic() + seconds
         self._began = time.monotonic()
+        self._until = self._began + seconds
+        self._share = seconds / 4
+        self._worlds = itertools.cycle(LONG.items())
         self._whole: set[str] = set()
 
     def is_over(self) -> bool:
@@ -92,10 +97,9 @@ class Soak:
             self.covered["broken twins found"] += 1
 
     def larger_worlds(self) -> None:
-        """Explore the larger ones whole, once; then in schedules drawn at random."""
-        for title, scenario in LONG.items():
-            if self.is_over():
-                return
+        """Explore the larger ones, for a quarter of the time: whole once, then at random."""
+        until = min(self._until, time.monotonic() + self._share)
+        for title, scenario in self._worlds:
             began = time.process_time()
             if title in self._whole or scenario.blocking:
                 explored = sample(scenario, runs=_RUNS, seed=self.dice.getrandbits(32))
@@ -106,6 +110,8 @@ class Soak:
             self._note(title, explored, took)
             if title not in self.measured.setdefault("larger worlds", {}):
                 self.measured["larger worlds"][title] = _figures(explored, took)
+            if time.monotonic() >= until:
+                return
 
     def pytest(self, *arguments: str, **environment: str) -> None:
         """Run tests, larger, by another seed."""
@@ -114,21 +120,28 @@ class Soak:
         command += [f"--hypothesis-seed={seed}", *arguments]
         own = {"HYPOTHESIS_PROFILE": "long", **environment}
         self.say("pytest " + " ".join(arguments) + f" (seed {seed})")
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **own},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
+        status, printed = self._run(command, {**os.environ, **own})
+        if status != 0:
             told = " ".join(f"{name}={value}" for name, value in own.items())
-            raise Found(f"{done.stdout}\nfound by: {told} {' '.join(command)}")
-        for line in done.stdout.splitlines():
-            if line.startswith(("history:", "killed:")) or " passed" in line:
+            raise Found(f"{printed}\nfound by: {told} {' '.join(command)}")
+        for line in printed.splitlines():
+            if re.match(r"\d.* (passed|kills|killed|reads)", line):
                 self.say(line)
         self.covered["runs of " + " ".join(arguments)] += 1
+
+    def _run(self, command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+        """Run this until it ends, or the time is over, which is no failure; a minute at least."""
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            left = max(60.0, self._until - time.monotonic())
+            printed, _ = process.communicate(timeout=left)
+            return process.returncode, printed
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate()
+            return int(" failed" in printed), printed
 
     def _note(self, title: str, explored: Exploration, took: float) -> None:
         how = "whole" if explored.complete else "in part"
@@ -177,16 +190,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     soak = Soak(options.minutes * 60, options.seed)
     soak.say(f"{options.minutes:g} minutes, seed {options.seed}")
+    chosen = list(options.only)
+    soak.dice.shuffle(chosen)
     try:
         with no_logs():
-            while True:
-                for name in options.only:
-                    CAMPAIGNS[name](soak)
-                    if soak.is_over():
-                        break
-                else:
-                    continue
-                break
+            for name in itertools.cycle(chosen):
+                CAMPAIGNS[name](soak)
+                if soak.is_over():
+                    break
     except Found as found:
         soak.say(f"seed {options.seed}, found:\n{found}")
         return 1

@@ -70,8 +70,9 @@ change that was committed, and a list that "shows change 0" is from before it.
 - **Broken twins.** An explorer that finds nothing may be blind. So for each guard there is a twin
   that lacks it, and a property that must find it. There are {twins} of the read alone, each found
   within {longest} s of processor time.
-- **Mutants.** Every operator and constant of the core is changed, one at a time, and the tests must
-  notice. [Those that survive](mutants.md) are listed, with the reason why they may.
+- **Mutants.** Each operator, argument and text in the functions of the core is changed, one at a
+  time, and the tests must notice. [Those that survive](mutants.md) are listed, with the reason why
+  they may.
 
 What no test can show is that there is no bug left. A schedule is explored with two or three
 readers, not with a hundred; MySQL 8 is not tested at all; and a promise rests on what is below: on

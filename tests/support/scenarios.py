@@ -65,9 +65,9 @@ LONG = {
     "a query fails, two processes": scenario("fail query", services=2),
     "the lock fails, two processes": scenario("fail lock", services=2),
     "three readers, one writer": scenario(readers=3),
-    "three readers, one writer, two processes": scenario(readers=3, services=2),
     "two readers, two writers": scenario(writers=2),
     "two readers, two writers, two processes": scenario(writers=2, services=2),
+    "three readers, one writer, two processes": scenario(readers=3, services=2),
     "three readers, one writer, any fault": scenario(
         "a ttl passes", "crash", "evict", "fail fill", "fail lock", "fail release", readers=3
     ),
