@@ -21,13 +21,12 @@ import json
 import os
 import platform
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -121,16 +120,18 @@ class Soak:
         own = {"HYPOTHESIS_PROFILE": "long", **environment}
         self.say("pytest " + " ".join(arguments) + f" (seed {seed})")
         status, printed = self._run(command, {**os.environ, **own})
+        if status is None:
+            self.say("broken off: the time is up")
+            return
         if status != 0:
             told = " ".join(f"{name}={value}" for name, value in own.items())
             raise Found(f"{printed}\nfound by: {told} {' '.join(command)}")
-        for line in printed.splitlines():
-            if re.match(r"\d.* (passed|kills|killed|reads)", line):
-                self.say(line)
+        for line in _summaries(printed):
+            self.say(line)
         self.covered["runs of " + " ".join(arguments)] += 1
 
-    def _run(self, command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
-        """Run this until it ends, or the time is over, which is no failure; a minute at least."""
+    def _run(self, command: list[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
+        """Run this until it ends, with a status, or the time is up; a minute at least."""
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )
@@ -141,7 +142,7 @@ class Soak:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             printed, _ = process.communicate()
-            return int(" failed" in printed), printed
+            return 1 if " failed" in printed else None, printed
 
     def _note(self, title: str, explored: Exploration, took: float) -> None:
         how = "whole" if explored.complete else "in part"
@@ -150,6 +151,16 @@ class Soak:
             raise Found(f"{title}\n{explored.counterexample}\n{explored.counterexample.schedule}")
         self.covered["schedules"] += explored.schedules
         self.covered["states"] += explored.states
+
+
+def _summaries(printed: str) -> Iterator[str]:
+    """Yield what tests tell at the end of their run."""
+    tells = False
+    for line in printed.splitlines():
+        if line.startswith("="):
+            tells = not any(other in line for other in ("both worlds", "skipped"))
+        elif tells or " passed" in line:
+            yield line
 
 
 def _figures(explored: Exploration, took: float) -> dict[str, Any]:
