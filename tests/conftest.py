@@ -23,6 +23,7 @@ from tests.support.databases import (
 )
 from tests.support.desk import DESKS, Desk, Desks
 from tests.support.servers import RedisCluster, RedisServer, Server, find_redis
+from tests.support.thorough import THOROUGH
 from tests.support.worlds import BOTH, UNSAID, World, Worlds, worlds_of
 
 # No deadlines: a busy machine is not a bug. `long` is for runs by hand and by the clock.
@@ -34,6 +35,9 @@ settings.load_profile(
 )
 
 T = TypeVar("T")
+
+# Of what the tests themselves stand on, and most others would not run without.
+collect_ignore = [] if THOROUGH else ["test_database_servers.py", "test_support.py"]
 
 # By marker: the fixtures that it is for. A test may also name one of its database by a parameter.
 NEEDED = {

@@ -175,6 +175,9 @@ CAMPAIGNS: dict[str, Callable[[Soak], None]] = {
     "histories": lambda soak: soak.pytest(
         "tests/spec/test_histories.py", SLOTCACHE_TEST_HISTORY="60"
     ),
+    "everything": lambda soak: soak.pytest(
+        "tests", SLOTCACHE_TEST_ROUNDS="2", HYPOTHESIS_PROFILE="dev"
+    ),
     "files": lambda soak: soak.pytest("tests/test_file_schedules.py", SLOTCACHE_TEST_ROUNDS="20"),
     "kills": lambda soak: soak.pytest(
         *("tests/test_hold_kills.py", "tests/test_transaction_kills.py"), SLOTCACHE_TEST_KILLS="20"

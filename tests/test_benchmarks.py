@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.thorough import THOROUGH
+
 BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("[!_]*.py"))
+LONG = {"holds", "redis_expiry", "redis_outage", "redis_storm"}
+"""Which take their time even so: they run in the long run."""
 
 
-@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [each for each in BENCHMARKS if THOROUGH or each.stem not in LONG],
+    ids=lambda path: path.stem,
+)
 def test_a_benchmark_runs_and_writes_what_it_printed(script: Path, tmp_path: Path) -> None:
     """Here without its peers, which are installed for benchmarks alone."""
     output = tmp_path / "results.json"

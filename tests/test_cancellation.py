@@ -46,6 +46,7 @@ from .support.cancelling import (
 from .support.points import awaits_in
 from .support.shelf import Shelf
 from .support.sql import query
+from .support.thorough import THOROUGH
 from .support.threads import PATIENCE, Gate
 
 LOCK = "slots.availability.lock"
@@ -586,7 +587,13 @@ ALIKE = ("confirm late", "cancel a part", "extend", "get", "set_capacity")
 """Which wait where others do that are cancelled twice."""
 
 DONE_SO = [
-    *((kind, "counted", name) for kind in ("file", "postgres", "mariadb") for name in OPERATIONS),
+    *(("file", "counted", name) for name in OPERATIONS),
+    *(
+        (kind, "counted", name)
+        for kind in ("postgres", "mariadb")
+        for name in OPERATIONS
+        if name not in ALIKE or THOROUGH
+    ),
     *(("postgres", "on_hold", name) for name in ("create", "create, with a key", "cancel")),
     *(("file", "on_hold", name) for name in ("create", "confirm")),
 ]

@@ -30,6 +30,7 @@ from tests.support.files import (
     runs_of,
     sample_files,
 )
+from tests.support.thorough import THOROUGH
 
 ROUNDS = int(os.environ.get("SLOTCACHE_TEST_ROUNDS", "1"))
 
@@ -151,7 +152,12 @@ PROCESSES = [
 ]
 
 
-@pytest.mark.parametrize("processes", PROCESSES, ids=" + ".join)
+LARGE = [("read", "read", "change"), ("read read", "change", "change")]
+
+
+@pytest.mark.parametrize(
+    "processes", [each for each in PROCESSES if THOROUGH or each not in LARGE], ids=" + ".join
+)
 def test_no_schedule_breaks_a_promise(processes, report):
     explored = explore_files(FileScenario(processes=processes))
 
@@ -172,7 +178,9 @@ def test_no_fault_at_any_instant_breaks_a_promise(fault, report):
 
 
 @pytest.mark.parametrize(
-    "processes", [("read read", "change"), ("read", "change", "change")], ids=" + ".join
+    "processes",
+    [("read read", "change"), *[("read", "change", "change")] * THOROUGH],
+    ids=" + ".join,
 )
 def test_no_schedule_in_which_records_get_too_long_breaks_a_promise(processes, monkeypatch, report):
     monkeypatch.setattr(record, "_LONGEST", record._SIZE)

@@ -13,6 +13,7 @@ from slotcache.testing import ManualClock, Subject, cache_laws, lock_laws
 from tests.support.broken import MISTAKES
 from tests.support.clients import CLIENTS, WORLDS
 from tests.support.elsewhere import Elsewhere
+from tests.support.thorough import THOROUGH
 
 each_cache_law = pytest.mark.parametrize("law", cache_laws, ids=lambda law: law.__name__)
 each_lock_law = pytest.mark.parametrize("law", lock_laws, ids=lambda law: law.__name__)
@@ -75,8 +76,9 @@ def test_locks_in_files_obey_in_two_processes(law, tmp_path, elsewhere, closed_l
     law(Subject(lambda: closed_later(next(here_and_there)(tmp_path))))
 
 
+BLOCKING = CLIENTS if THOROUGH else ("by URL", "RESP3, texts", "a cluster")
 WAYS = [
-    *[("blocking", client) for client in CLIENTS],
+    *[("blocking", client) for client in BLOCKING],
     *[("asyncio", client) for client in ("RESP3, texts", "a cluster")],
     ("uvloop", "by URL, RESP3"),
 ]

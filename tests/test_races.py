@@ -52,6 +52,7 @@ from slotcache.sql.tables import keys_of
 
 from .support.races import PATIENT, Crowd, buy, cleared, gathered
 from .support.sql import CLAIMS, ON_SERVERS, Place, check_books, free, on_connect, query
+from .support.thorough import THOROUGH
 from .support.threads import PATIENCE, spawn
 from .support.worlds import World, Worlds, inner_engine
 
@@ -67,19 +68,45 @@ ROUNDS = int(os.environ.get("SLOTCACHE_TEST_ROUNDS", "1"))
 PlaceOf = Callable[[str], Place]
 
 
+RACED_SO = (
+    [(kind, claim) for kind in RACED for claim in CLAIMS]
+    if THOROUGH
+    else [
+        ("given", "counted"),
+        ("postgres", "counted"),
+        ("postgres", "on_hold"),
+        ("mariadb", "on_hold"),
+    ]
+)
+"""The database and the claim of what is said of both; in the long run, each with each."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.iter_markers("parametrize")
+    named = {name.strip() for mark in marks for name in _names(mark.args[0])}
+    asked = {"kind", "claim"} & set(metafunc.fixturenames) - named
+    if asked == {"kind", "claim"}:
+        metafunc.parametrize(("kind", "claim"), RACED_SO, indirect=True, scope="module")
+    elif asked:
+        (name,) = asked
+        params = RACED if name == "kind" else CLAIMS
+        metafunc.parametrize(name, params, indirect=True, scope="module")
     if ROUNDS > 1:
         metafunc.fixturenames.append("round_")
         metafunc.parametrize("round_", range(ROUNDS))
 
 
-@pytest.fixture(scope="module", params=RACED)
+def _names(named: Any) -> Sequence[str]:
+    return named.split(",") if isinstance(named, str) else named
+
+
+@pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     named: str = request.param
     return named
 
 
-@pytest.fixture(scope="module", params=CLAIMS)
+@pytest.fixture(scope="module")
 def claim(request: pytest.FixtureRequest) -> str:
     named: str = request.param
     return named

@@ -85,7 +85,7 @@ def test_no_sequence_of_operations_sells_more_than_there_is(
     monkeypatch.setattr("slotcache.operations._PURGED_AT_ONCE", 2)
 
     machine = cast(Any, lambda: Sales(desk))
-    how_much = effort(desk, in_memory=20, on_a_server=5, stateful_step_count=40)
+    how_much = effort(desk, in_memory=12, on_a_server=4, stateful_step_count=40)
     run_state_machine_as_test(machine, settings=how_much)
 
 

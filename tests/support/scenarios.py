@@ -25,7 +25,7 @@ def in_processes(title: str, *faults: str, **who: Any) -> dict[str, Scenario]:
 SPEC: dict[str, dict[str, Scenario]] = {
     "P1": {
         **in_processes("no fault"),
-        **in_processes("a record is evicted", "evict"),
+        "a record is evicted, one process": scenario("evict"),
         "a list is evicted, one process": scenario("evict entry"),
         "two changes, one reader": scenario(readers=1, writers=2),
         "everything is cleared as well, one reader": scenario(readers=1, clears=1),
@@ -37,7 +37,7 @@ SPEC: dict[str, dict[str, Scenario]] = {
     },
     "P2": {
         **in_processes("somebody is killed", "crash"),
-        **in_processes("a ttl passes", "a ttl passes"),
+        "a ttl passes, one process": scenario("a ttl passes"),
         "the clock goes back, one process": scenario("the clock goes back"),
         "somebody is killed beside a hold, one reader": scenario(
             "crash", readers=1, writers=0, holds=("cancel",)
@@ -53,14 +53,18 @@ SPEC: dict[str, dict[str, Scenario]] = {
     "P11": {
         **in_processes("no lock excludes anybody", locks=NoLocks, exclusive=False),
         **in_processes("a lock is lost", "lose lock"),
-        **in_processes("a lock is granted twice", "grant twice"),
+        "a lock is granted twice, one process": scenario("grant twice"),
         "the lock fails, one process": scenario("fail lock"),
-        **in_processes("its release fails", "fail release"),
+        "its release fails, one process": scenario("fail release"),
     },
 }
 """By promise, and what happens: two readers and a writer, where nothing else is said."""
 
 LONG = {
+    "a record is evicted, two processes": scenario("evict", services=2),
+    "a ttl passes, two processes": scenario("a ttl passes", services=2),
+    "a lock is granted twice, two processes": scenario("grant twice", services=2),
+    "its release fails, two processes": scenario("fail release", services=2),
     "a look fails": scenario("fail look"),
     "a query fails, two processes": scenario("fail query", services=2),
     "the lock fails, two processes": scenario("fail lock", services=2),
