@@ -21,7 +21,7 @@ from tests.support.databases import (
     find_mariadb,
     find_postgres,
 )
-from tests.support.desk import DESKS, Desk, Desks
+from tests.support.desk import FEW_DESKS, Desk, Desks
 from tests.support.servers import RedisCluster, RedisServer, Server, find_redis
 from tests.support.thorough import THOROUGH
 from tests.support.worlds import BOTH, UNSAID, World, Worlds, worlds_of
@@ -296,7 +296,7 @@ def hold_policy() -> HoldPolicy:
     return HoldPolicy()
 
 
-@pytest.fixture(params=DESKS, ids="-".join)
+@pytest.fixture(params=FEW_DESKS, ids="-".join)
 def desk(
     request: pytest.FixtureRequest,
     desks: Desks,

@@ -47,6 +47,7 @@ from slotcache.testing import LoopThread, ManualClock
 from .support.forks import in_child
 from .support.shelf import ScopedShelf, Shelf, left
 from .support.sql import write_lock
+from .support.thorough import THOROUGH
 from .support.threads import PATIENCE, Gate
 
 uvloop = pytest.importorskip("uvloop", reason="there is no uvloop for this system")
@@ -515,7 +516,7 @@ class TestLoops:
     """One set of objects in many event loops, one after the other."""
 
     @each_loop
-    @pytest.mark.parametrize("where", ["file", ":memory:"])
+    @pytest.mark.parametrize("where", ["file", ":memory:"] if THOROUGH else ["file"])
     def test_many_in_one_process(
         self, loop: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

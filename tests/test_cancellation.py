@@ -592,7 +592,7 @@ DONE_SO = [
         (kind, "counted", name)
         for kind in ("postgres", "mariadb")
         for name in OPERATIONS
-        if name not in ALIKE or THOROUGH
+        if THOROUGH or name in TWICE or (kind == "postgres" and name not in ALIKE)
     ),
     *(("postgres", "on_hold", name) for name in ("create", "create, with a key", "cancel")),
     *(("file", "on_hold", name) for name in ("create", "confirm")),

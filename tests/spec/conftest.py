@@ -1,10 +1,13 @@
 """What the files of the spec share: every backend in every world."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from slotcache import HoldPolicy
 from tests.support.backends import KINDS, Backend, Storage, choices
+from tests.support.desk import DESKS, Desk, Desks
 from tests.support.worlds import Worlds
 
 
@@ -27,3 +30,15 @@ def storage(backend: Backend) -> Iterator[Storage]:
 def memory(worlds: Worlds) -> Backend:
     """A cache in memory in the blocking world: for broken twins of what all have in common."""
     return Backend("memory", "blocking", worlds)
+
+
+@pytest.fixture(params=DESKS, ids="-".join)
+def desk(
+    request: pytest.FixtureRequest,
+    desks: Desks,
+    place_of: Callable[[str], Path | str],
+    hold_policy: HoldPolicy,
+) -> Iterator[Desk]:
+    """A desk on each database with each claim: here always, elsewhere in the long run."""
+    with desks.desk(*request.param, place_of=place_of, policy=hold_policy) as desk:
+        yield desk

@@ -22,6 +22,7 @@ from slotcache.sql import SqlSlots
 from slotcache.testing import ManualClock
 
 from .sql import EACH, Place, check_books, empty, opened, query
+from .thorough import THOROUGH
 from .worlds import BLOCKING, World, Worlds
 
 
@@ -107,6 +108,10 @@ DESKS = [
 
 Every database with every claim, and each server in both worlds, which send it the same statements.
 """
+
+FEW_DESKS = DESKS if THOROUGH else [DESKS[1], DESKS[2], DESKS[3], DESKS[4]]
+"""What details are tried on by default: each database, each claim, each world. The spec and the long
+run are on all."""
 
 on_one_desk = pytest.mark.parametrize("desk", [EACH[0], ON_FILE], ids="-".join, indirect=True)
 """For a test of what is the same with all databases and claims."""

@@ -36,7 +36,7 @@ SPEC: dict[str, dict[str, Scenario]] = {
         ),
     },
     "P2": {
-        **in_processes("somebody is killed", "crash"),
+        "somebody is killed, one process": scenario("crash"),
         "a ttl passes, one process": scenario("a ttl passes"),
         "the clock goes back, one process": scenario("the clock goes back"),
         "somebody is killed beside a hold, one reader": scenario(
@@ -52,7 +52,7 @@ SPEC: dict[str, dict[str, Scenario]] = {
     "P5": {"a query fails, one process": scenario("fail query")},
     "P11": {
         **in_processes("no lock excludes anybody", locks=NoLocks, exclusive=False),
-        **in_processes("a lock is lost", "lose lock"),
+        "a lock is lost, one process": scenario("lose lock"),
         "a lock is granted twice, one process": scenario("grant twice"),
         "the lock fails, one process": scenario("fail lock"),
         "its release fails, one process": scenario("fail release"),
@@ -62,6 +62,8 @@ SPEC: dict[str, dict[str, Scenario]] = {
 
 LONG = {
     "a record is evicted, two processes": scenario("evict", services=2),
+    "a lock is lost, two processes": scenario("lose lock", services=2),
+    "somebody is killed, two processes": scenario("crash", services=2),
     "a ttl passes, two processes": scenario("a ttl passes", services=2),
     "a lock is granted twice, two processes": scenario("grant twice", services=2),
     "its release fails, two processes": scenario("fail release", services=2),
