@@ -110,8 +110,8 @@ Every database with every claim, and each server in both worlds, which send it t
 """
 
 FEW_DESKS = DESKS if THOROUGH else [DESKS[1], DESKS[2], DESKS[3], DESKS[4]]
-"""What details are tried on by default: each database, each claim, each world. The spec and the long
-run are on all."""
+"""What details are tried on by default: each database, each claim, each world. The spec, and the
+long run, are on all of them."""
 
 on_one_desk = pytest.mark.parametrize("desk", [EACH[0], ON_FILE], ids="-".join, indirect=True)
 """For a test of what is the same with all databases and claims."""
